@@ -1,0 +1,1 @@
+//! Benches of sundara-node live beside this file.

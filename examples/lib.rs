@@ -1,0 +1,1 @@
+//! Examples of sundara-node live beside this file.
