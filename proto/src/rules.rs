@@ -1,0 +1,4 @@
+//! Rules: functions that every honest node computes to the same bits.
+
+pub mod merkle;
+pub mod select;
