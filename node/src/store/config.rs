@@ -1,0 +1,30 @@
+//! The store's section of the configuration.
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of the store on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct StoreConfig {
+    /// Memory for pages that are read often. An idle node is to stay below 60 MiB in all.
+    pub cache_bytes: u64,
+    /// Room that must stay free on the disk; below it writes are refused and nothing else is harmed.
+    pub disk_reserve_bytes: u64,
+    /// Longest time for which a relaxed commit may stay in memory only.
+    pub relaxed_flush_ms: u64,
+    /// Open a damaged store with whatever can still be read, and forget that more was acknowledged. The damaged files
+    /// are moved aside, not deleted.
+    pub accept_data_loss: bool,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 16 * 1024 * 1024,
+            disk_reserve_bytes: 64 * 1024 * 1024,
+            relaxed_flush_ms: 200,
+            accept_data_loss: false,
+        }
+    }
+}
