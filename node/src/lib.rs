@@ -1,2 +1,3 @@
 //! skeleton
+pub mod service;
 pub mod store;
