@@ -14,12 +14,13 @@
 //! | [`crypto`] | derive contexts, key pairs, [`crypto::Signed`] |
 //! | [`wire`] | the one codec and every size limit |
 //! | [`names`] | protocol ids, gossip topics, DHT keys |
-//! | [`cert`], [`job`], [`attestation`], [`verdict`], [`model`], [`advert`], [`batch`] | what is said |
+//! | [`cert`], [`job`], [`attestation`], [`verdict`], [`model`], [`advert`], [`batch`], [`blob`] | what is said |
 //! | [`rules`] | what is computed from it |
 
 pub mod advert;
 pub mod attestation;
 pub mod batch;
+pub mod blob;
 pub mod cert;
 pub mod crypto;
 pub mod id;

@@ -33,6 +33,14 @@ pub mod limit {
     pub const DHT_RECORD: usize = 4 << 10;
     /// First frames of /blob: a header lists ranges of a partial blob.
     pub const BLOB_FRAME: usize = 64 << 10;
+    /// A request on /blob: a fetcher asks for a few ranges at a time.
+    pub const BLOB_REQUEST: usize = 4 << 10;
+    /// Ranges of one request: each costs the provider a path of the tree.
+    pub const BLOB_REQUEST_RANGES: usize = 64;
+    /// Ranges that a header lists; a provider with more names the first ones.
+    pub const BLOB_HEADER_RANGES: usize = 2_048;
+    /// A blob: with it group numbers and offsets stay far from overflow, and a tree's outboard below 4 GiB.
+    pub const BLOB: ByteCount = ByteCount::gib(1024);
     /// A manifest: read whole into memory before anything about it is known.
     pub const MANIFEST: usize = 256 << 10;
     /// Parameters of a job, part of the signed spec that travels to every replica.
