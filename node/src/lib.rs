@@ -1,3 +1,4 @@
 //! skeleton
+pub mod domain;
 pub mod service;
 pub mod store;

@@ -1,4 +1,5 @@
 //! Rules: functions that every honest node computes to the same bits.
 
+pub mod env;
 pub mod merkle;
 pub mod select;

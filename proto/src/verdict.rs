@@ -54,7 +54,10 @@ pub struct Replica {
     pub standing: Standing,
     /// Its attestation, where there is one.
     pub attestation: Option<Digest>,
-    /// Offer to attestation by the validator's clock, in microseconds.
+    /// Its salted commitment, where replicas committed before they revealed. Audits are drawn by it, or by the
+    /// attestation's digest where there is none, so that anyone can draw them again.
+    pub commitment: Option<Digest>,
+    /// Offer to attestation (to commitment where there was one) by the validator's clock, in microseconds.
     pub latency_us: u64,
 }
 
@@ -106,9 +109,14 @@ impl WireMessage for Replica {
             Ok(S::Faulted) => Standing::Faulted,
             Ok(S::Unspecified) | Err(_) => return Err(WireError::field("standing")),
         };
-        let attestation =
-            if raw.attestation.is_empty() { None } else { Some(wire::id(&raw.attestation, "attestation")?) };
-        Ok(Self { miner: wire::id(&raw.miner, "miner")?, standing, attestation, latency_us: raw.latency_us })
+        let optional = |bytes: &Bytes, field| if bytes.is_empty() { Ok(None) } else { wire::id(bytes, field).map(Some) };
+        Ok(Self {
+            miner: wire::id(&raw.miner, "miner")?,
+            standing,
+            attestation: optional(&raw.attestation, "attestation")?,
+            commitment: optional(&raw.commitment, "commitment")?,
+            latency_us: raw.latency_us,
+        })
     }
 
     fn to_raw(&self) -> Self::Raw {
@@ -123,6 +131,7 @@ impl WireMessage for Replica {
             miner: self.miner.into(),
             standing: standing.into(),
             attestation: self.attestation.map(Bytes::from).unwrap_or_default(),
+            commitment: self.commitment.map(Bytes::from).unwrap_or_default(),
             latency_us: self.latency_us,
         }
     }
