@@ -1,6 +1,6 @@
 //! What a node keeps: keyspaces of records, written in atomic batches that are durable when acknowledged.
 //!
-//! **Owns** the [`Store`] port, its two implementations (sled on disk, [`MemoryStore`] for tests and nodes
+//! **Owns** the [`Store`] port, its two implementations ([`SledStore`] on disk, [`MemoryStore`] for tests and nodes
 //! that keep nothing), the list of keyspaces, the stored format's version and its migrations, and the helpers that
 //! keep what is stored within limits.
 //!
@@ -17,9 +17,11 @@
 
 mod batch;
 mod config;
+mod disk;
 mod error;
 mod keyspace;
 mod memory;
+mod migrate;
 mod range;
 mod retain;
 mod table;
@@ -28,9 +30,11 @@ use bytes::Bytes;
 
 pub use batch::{Commit, MAX_BATCH_BYTES, MAX_BATCH_OPS, MAX_KEY_BYTES, MAX_VALUE_BYTES, Pending, WriteBatch};
 pub use config::StoreConfig;
+pub use disk::SledStore;
 pub use error::StoreError;
 pub use keyspace::Keyspace;
 pub use memory::MemoryStore;
+pub use migrate::{Migration, MigrationStep};
 pub use range::{KeyRange, Page};
 pub use retain::{RetainStep, delete_range, retain_step, time_key, time_key_id, time_key_unix_ms};
 pub use table::{Codec, JsonCodec, JsonTable, ProtoCodec, ProtoTable, Rows, Table};
@@ -50,8 +54,8 @@ pub type SharedStore = std::sync::Arc<dyn Store>;
 /// from async code; a service that scans many pages in a row yields between them. Writes are queued by the call and
 /// carried out elsewhere; no method waits for a disk on the caller's thread.
 ///
-/// A read sees every batch whose future has resolved, and may see one that is still on its way to the disk. A reader
-/// never sees half a batch in one `get` or `scan`.
+/// A read sees every batch whose future has resolved, and nothing that is not durable. A single `get` or `scan` never
+/// sees half a batch.
 pub trait Store: Send + Sync + 'static {
     /// The value under `key`, or `None`.
     ///
@@ -78,9 +82,9 @@ pub trait Store: Send + Sync + 'static {
     #[must_use = "a batch is durable only once this future yields Ok"]
     fn commit(&self, batch: WriteBatch) -> Pending;
 
-    /// Queues `batch`; the future resolves once reads see it. It becomes durable with the next commit, flush or, at
-    /// the latest, after the store's relaxed interval; a crash before that may lose it, whole. For what can be learned
-    /// again: peers, adverts, caches, deletions by retention. The future may be dropped.
+    /// Queues `batch` without hurry: it is written together with the next commit, or after
+    /// [`StoreConfig::relaxed_delay_ms`] by itself, and the future resolves then. A crash before that loses it, whole;
+    /// reads do not see it before. For what can be learned again: peers, adverts, counters. The future may be dropped.
     ///
     /// # Errors
     /// As [`Store::commit`].
@@ -105,7 +109,7 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// Number of the last batch applied; counts up by one a batch, for the life of the data.
+    /// Number of the last batch that reads see; counts up by one a batch, for the life of the data.
     pub applied_seq: u64,
     /// Number of the last batch known to be durable.
     pub durable_seq: u64,

@@ -2,7 +2,9 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -10,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{Keyspace, StoreError};
 
 /// Longest key: an id or two and a time; long keys would fill the index pages.
-pub const MAX_KEY_BYTES: usize = 512;
+pub const MAX_KEY_BYTES: usize = 256;
 
 /// Largest value. Records are small; a page of 500 batch entries is the largest. Bigger bytes are blobs.
 pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
@@ -135,15 +137,27 @@ impl Pending {
         Self(State::Waiting(receiver))
     }
 
-    /// Waits on the calling thread. For code outside an async executor only: inside one it panics.
+    /// Waits on the calling thread: for code that may block.
     ///
     /// # Errors
     /// As the future.
     pub fn wait(self) -> Result<Commit, StoreError> {
-        match self.0 {
-            State::Done(outcome) => outcome.unwrap_or(Err(StoreError::Closed)),
-            State::Waiting(receiver) => receiver.blocking_recv().unwrap_or(Err(StoreError::Closed)),
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut pending = std::pin::pin!(self);
+        loop {
+            match pending.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(outcome) => return outcome,
+                Poll::Pending => std::thread::park(),
+            }
         }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of the store on disk.
+/// Settings of a [`SledStore`](super::SledStore).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -11,8 +11,8 @@ pub struct StoreConfig {
     pub cache_bytes: u64,
     /// Room that must stay free on the disk; below it writes are refused and nothing else is harmed.
     pub disk_reserve_bytes: u64,
-    /// Longest time for which a relaxed commit may stay in memory only.
-    pub relaxed_flush_ms: u64,
+    /// Longest time for which a relaxed commit waits for another commit to share its flush with.
+    pub relaxed_delay_ms: u64,
     /// Open a damaged store with whatever can still be read, and forget that more was acknowledged. The damaged files
     /// are moved aside, not deleted.
     pub accept_data_loss: bool,
@@ -23,7 +23,7 @@ impl Default for StoreConfig {
         Self {
             cache_bytes: 16 * 1024 * 1024,
             disk_reserve_bytes: 64 * 1024 * 1024,
-            relaxed_flush_ms: 200,
+            relaxed_delay_ms: 100,
             accept_data_loss: false,
         }
     }

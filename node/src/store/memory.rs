@@ -46,6 +46,9 @@ impl State {
             return Err(StoreError::Closed);
         }
         batch.check()?;
+        if batch.is_empty() {
+            return Ok(Commit { seq: self.status.applied_seq });
+        }
         for op in batch.ops() {
             let records = self.records.entry(op.keyspace).or_default();
             let old = match &op.value {

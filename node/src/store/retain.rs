@@ -24,7 +24,7 @@ pub struct RetainStep {
 /// clean-up never holds up a job. Dropping the future may leave the step's deletions done or not, never half done.
 ///
 /// # Errors
-/// As [`Store::scan`] and [`Store::commit_relaxed`].
+/// As [`Store::scan`] and [`Store::commit`].
 pub async fn retain_step(
     store: &dyn Store,
     keyspace: Keyspace,
@@ -41,7 +41,7 @@ pub async fn retain_step(
         }
     }
     if !batch.is_empty() {
-        store.commit_relaxed(batch).await?;
+        store.commit(batch).await?;
     }
     Ok(step)
 }
