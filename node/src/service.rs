@@ -16,9 +16,10 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
+use sundara_proto::units::UnixMillis;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -216,6 +217,12 @@ impl Shared {
             first
         });
     }
+}
+
+/// This node's wall clock. Services read it here and nowhere else; machines below get it as an argument.
+pub fn wall_now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Why work handed to [`Workers`] has no result.
