@@ -20,6 +20,8 @@ pub mod limit {
     /// One frame on /rpc: the largest holds an inline input or output and its attestations. A page of 500 entries of
     /// about 1.5 KiB fits too.
     pub const RPC_FRAME: usize = 1 << 20;
+    /// One request on /rpc: a spec and an inline input. Smaller than a response's frame, since anyone may send requests.
+    pub const RPC_REQUEST: usize = 192 << 10;
     /// Inputs and outputs up to this ride in the message itself; larger ones are blobs. 128 KiB keeps one job from holding
     /// up others on the same stream for more than a fraction of a millisecond.
     pub const INLINE: usize = 128 << 10;

@@ -1,0 +1,163 @@
+//! Bulk streams: blobs between certified peers. What is said on them is the transfer's business.
+//!
+//! Invariants: a peer has at most [`STREAMS_PER_PEER`] open here, all peers at most [`STREAMS_MAX`]; a stream on which
+//! nothing moves for [`IDLE_TIMEOUT`] while somebody waits for it ends with an error of kind `TimedOut`.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::{AsyncRead as _, AsyncWrite as _};
+use sundara_proto::id::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+/// Blob streams that one peer may have open here.
+pub const STREAMS_PER_PEER: usize = 16;
+/// Blob streams that all peers may have open here.
+pub const STREAMS_MAX: usize = 256;
+/// Inbound streams waiting for the transfer service.
+pub(super) const ACCEPT_QUEUE: usize = 64;
+/// Nothing moved for so long: the other side is gone, or means to keep us busy.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections to one peer over which bulk streams are spread: a second one nearly doubles what two cores carry.
+pub(super) const CONNECTIONS: usize = 2;
+/// Buffer of a stream to oneself.
+const LOCAL_BUFFER: usize = 256 << 10;
+
+/// Why no stream was opened.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlobError {
+    /// No connection, and none could be made.
+    #[error("peer {node} is not reachable: {reason}")]
+    Unreachable {
+        /// The peer.
+        node: NodeId,
+        /// The last thing that failed.
+        reason: String,
+    },
+    /// Nobody serves blobs on this node.
+    #[error("this node serves no blobs")]
+    NotServed,
+    /// The node is shutting down.
+    #[error("network is shut down")]
+    Closed,
+}
+
+/// One open stream of a peer, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    peer: Arc<AtomicUsize>,
+    all: Arc<AtomicUsize>,
+}
+
+impl Slot {
+    /// A place for one more stream; `None` when peer or node has its fill.
+    pub(super) fn take(peer: &Arc<AtomicUsize>, all: &Arc<AtomicUsize>) -> Option<Self> {
+        let slot = Self { peer: peer.clone(), all: all.clone() };
+        let before = (peer.fetch_add(1, Ordering::Relaxed), all.fetch_add(1, Ordering::Relaxed));
+        // When it does not fit, dropping `slot` takes the place back.
+        (before.0 < STREAMS_PER_PEER && before.1 < STREAMS_MAX).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.peer.fetch_sub(1, Ordering::Relaxed);
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+enum Transport {
+    Mesh(libp2p::swarm::Stream),
+    Local(DuplexStream),
+}
+
+/// A byte stream to a peer: tokio's `AsyncRead` and `AsyncWrite`. Close the writing half with `shutdown`.
+///
+/// Buffers of 64 KiB and more carry twice what 4 KiB do.
+#[derive(Debug)]
+pub struct BlobStream {
+    transport: Transport,
+    idle: Pin<Box<Sleep>>,
+    moved_at: Instant,
+    _slot: Option<Slot>,
+}
+
+impl BlobStream {
+    pub(super) fn mesh(stream: libp2p::swarm::Stream, slot: Option<Slot>) -> Self {
+        Self::new(Transport::Mesh(stream), slot)
+    }
+
+    /// The two ends of a stream to oneself.
+    pub(super) fn local() -> (Self, Self) {
+        let (a, b) = tokio::io::duplex(LOCAL_BUFFER);
+        (Self::new(Transport::Local(a), None), Self::new(Transport::Local(b), None))
+    }
+
+    fn new(transport: Transport, slot: Option<Slot>) -> Self {
+        let moved_at = Instant::now();
+        Self { transport, idle: Box::pin(tokio::time::sleep(IDLE_TIMEOUT)), moved_at, _slot: slot }
+    }
+
+    /// Notes progress, or ends what has waited too long. The timer is moved only when it fires.
+    fn progress<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.moved_at = Instant::now();
+            return polled;
+        }
+        while self.idle.as_mut().poll(cx).is_ready() {
+            let deadline = self.moved_at + IDLE_TIMEOUT;
+            if Instant::now() >= deadline {
+                let text = format!("nothing moved on the blob stream for {} s", IDLE_TIMEOUT.as_secs());
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+            }
+            self.idle.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for BlobStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = match &mut self.transport {
+            Transport::Local(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Mesh(stream) => Pin::new(stream)
+                .poll_read(cx, buf.initialize_unfilled())
+                .map_ok(|n| buf.advance(n)),
+        };
+        self.progress(cx, polled)
+    }
+}
+
+impl AsyncWrite for BlobStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = match &mut self.transport {
+            Transport::Local(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Mesh(stream) => Pin::new(stream).poll_write(cx, buf),
+        };
+        self.progress(cx, polled)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = match &mut self.transport {
+            Transport::Local(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Mesh(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        self.progress(cx, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = match &mut self.transport {
+            Transport::Local(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Mesh(stream) => Pin::new(stream).poll_close(cx),
+        };
+        self.progress(cx, polled)
+    }
+}
