@@ -312,10 +312,20 @@ pub struct CountersignedAttestation {
 impl CountersignedAttestation {
     /// Verifies three signatures (attestation, executor certificate, countersignature) and that they belong together.
     pub fn verify(network: &Network, raw: pb::CountersignedAttestation) -> Result<Self, AttestationError> {
+        Self::verify_known(network, raw, |_| false)
+    }
+
+    /// As [`Self::verify`], but leaves out the signature of an executor certificate whose [`cert_digest`] the caller
+    /// `knows` from an earlier success: every attestation of an executor shows the same one.
+    pub fn verify_known(
+        network: &Network,
+        raw: pb::CountersignedAttestation,
+        known: impl FnOnce(&Digest) -> bool,
+    ) -> Result<Self, AttestationError> {
         let malformed = |part| AttestationError::Signed { part, source: WireError::field(part).into() };
         let raw_attestation = raw.attestation.ok_or_else(|| malformed("attestation"))?;
         let raw_counter = raw.countersignature.ok_or_else(|| malformed("countersignature"))?;
-        let (attestation, cert) = verify_attestation(network, raw_attestation)?;
+        let (attestation, cert) = verify_attestation_known(network, raw_attestation, known)?;
         let countersignature = Signed::<Countersignature>::verify(network, raw_counter)
             .map_err(|source| AttestationError::Signed { part: "countersignature", source })?;
         if cert.owner().0 != countersignature.signer() {
@@ -342,16 +352,34 @@ impl CountersignedAttestation {
     }
 }
 
+/// Digest by which a verified executor certificate is remembered: payload, signer and signature.
+pub fn cert_digest(cert: &pb::Signed) -> Digest {
+    Context::ATTESTATION.digest(&[b"executor-cert", &cert.payload, &cert.signer, &cert.signature])
+}
+
 /// Verifies an executor's attestation and the certificate inside it. The owner's countersignature is checked by
 /// [`CountersignedAttestation::verify`]; a validator's own executor has none.
 pub fn verify_attestation(
     network: &Network,
     raw: pb::Signed,
 ) -> Result<(Signed<Attestation>, Signed<ExecutorCert>), AttestationError> {
+    verify_attestation_known(network, raw, |_| false)
+}
+
+fn verify_attestation_known(
+    network: &Network,
+    raw: pb::Signed,
+    known: impl FnOnce(&Digest) -> bool,
+) -> Result<(Signed<Attestation>, Signed<ExecutorCert>), AttestationError> {
     let attestation = Signed::<Attestation>::verify(network, raw)
         .map_err(|source| AttestationError::Signed { part: "attestation", source })?;
-    let cert = Signed::<ExecutorCert>::verify(network, attestation.executor_cert.clone())
-        .map_err(|source| AttestationError::Signed { part: "executor certificate", source })?;
+    let raw_cert = attestation.executor_cert.clone();
+    let cert = if known(&cert_digest(&raw_cert)) {
+        Signed::<ExecutorCert>::trusted(raw_cert).map_err(SignedError::from)
+    } else {
+        Signed::<ExecutorCert>::verify(network, raw_cert)
+    };
+    let cert = cert.map_err(|source| AttestationError::Signed { part: "executor certificate", source })?;
     if cert.network != *network || cert.executor != attestation.executor() {
         return Err(AttestationError::ForeignExecutor);
     }

@@ -185,6 +185,10 @@ impl NodeKeyPair {
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(ed25519::Pair::from_seed(seed))
     }
+    /// The secret seed, for libp2p's own form of the same key.
+    pub fn seed(&self) -> [u8; 32] {
+        self.0.seed()
+    }
     /// The public key.
     pub fn node_id(&self) -> NodeId {
         NodeId(self.0.public().0)

@@ -1,0 +1,138 @@
+//! The front door: a running node, and what programs do with it.
+//!
+//! Everything here is cheap to clone and safe to call from any task of the runtime in which the node was started. The
+//! node installs nothing global: no subscriber, no panic hook, no signal handler.
+
+pub mod jobs;
+mod models;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sundara_proto::crypto::Network;
+use sundara_proto::id::{Hotkey, NodeId};
+
+use crate::builder::{NodeBuilder, Parts};
+use crate::net::PeerStatus;
+use crate::store::StoreError;
+
+pub use crate::builder::StartError;
+pub use jobs::{
+    JobEvent, JobFailure, JobHandle, JobInput, JobOrder, JobPhase, JobResult, JobSummary, Jobs, ProgramRef, SubmitError,
+};
+pub use models::Models;
+pub use status::{ExecutorsStatus, Status};
+
+/// A running node. Clones share it; it stops with [`Node::shutdown`] or when the last clone is dropped.
+#[derive(Clone)]
+pub struct Node {
+    pub(crate) parts: Arc<Parts>,
+}
+
+impl Node {
+    /// A builder with every default: a light node without a chain.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    /// Who answers for this node.
+    pub fn hotkey(&self) -> Hotkey {
+        self.parts.net.local().hotkey
+    }
+
+    /// This node's key, from which its PeerId follows.
+    pub fn node_id(&self) -> NodeId {
+        self.parts.net.local().node
+    }
+
+    /// This node's libp2p name.
+    pub fn peer_id(&self) -> String {
+        self.parts.net.peer_id().to_string()
+    }
+
+    /// The mesh that it is on.
+    pub fn network(&self) -> Network {
+        self.parts.net.network()
+    }
+
+    /// Addresses that it listens on, each with its PeerId: what another node's `bootstrap` takes. Waits until every
+    /// listener has one.
+    pub async fn addresses(&self) -> Vec<String> {
+        self.parts.net.listeners().await.iter().map(ToString::to_string).collect()
+    }
+
+    /// Jobs: submit, follow, cancel.
+    pub fn jobs(&self) -> Jobs {
+        Jobs { client: self.parts.jobs.clone() }
+    }
+
+    /// Models: publish, find, fetch, keep.
+    pub fn models(&self) -> Models {
+        Models { registry: self.parts.registry.clone(), key: self.parts.key.clone() }
+    }
+
+    /// Everything known of other nodes.
+    pub async fn peers(&self) -> Vec<PeerStatus> {
+        self.parts.net.peers().await
+    }
+
+    /// How this node is.
+    pub async fn status(&self) -> Status {
+        Status::of(&self.parts).await
+    }
+
+    /// Offers that this miner declined or served, newest first. Empty on other nodes.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    #[cfg(feature = "executor")]
+    pub fn miner_jobs(&self, limit: usize) -> Result<Vec<crate::services::miner::LoggedOffer>, StoreError> {
+        match &self.parts.miner {
+            Some(miner) => miner.log(limit),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// A one-time invitation for an executor of this miner or validator, as `executor invite` writes it to a file.
+    ///
+    /// # Errors
+    /// When this node owns no executors, or the store cannot keep the token.
+    #[cfg(feature = "executor")]
+    pub async fn invite_executor(&self, life: Duration) -> Result<crate::services::executor::Invite, StartError> {
+        let owner = self.parts.owner.as_ref().ok_or_else(|| {
+            StartError::Config("only miners and validators own executors: start with --role miner or validator".into())
+        })?;
+        let addresses = self.addresses().await;
+        owner.invite(addresses, life).await.map_err(|e| StartError::Data(e.to_string()))
+    }
+
+    /// Waits until `n` trusted validators are connected. For tests and start-up scripts.
+    pub async fn wait_for_validators(&self, n: usize) {
+        let trusted = &self.parts.config.jobs.trusted_validators;
+        let here = |view: &crate::services::directory::View| {
+            view.validators.keys().filter(|h| trusted.contains(h)).count()
+        };
+        self.parts.directory.wait_for(|view| here(view) >= n).await;
+    }
+
+    /// Waits until a validator knows `n` miners that could run a job; at once on other nodes.
+    pub async fn wait_for_miners(&self, n: usize) {
+        if let Some(adverts) = &self.parts.adverts {
+            adverts.wait_for_miners(n).await;
+        }
+    }
+
+    /// Waits until some task of the node panics: a node that is not whole any more should be restarted. Cancel safe.
+    pub async fn failed(&self) -> crate::service::TaskFailure {
+        self.parts.tasks.failure().await
+    }
+
+    /// Takes nothing new, lets running jobs end within [`DRAIN_WITHIN`], then stops every task and closes the store.
+    pub async fn shutdown(&self) {
+        self.parts.shutdown(DRAIN_WITHIN).await;
+    }
+}
+
+/// How long a shutdown waits for running jobs.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(30);

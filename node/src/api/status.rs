@@ -1,0 +1,85 @@
+//! How a node is, as values ready to be shown.
+
+use serde::Serialize;
+use sundara_proto::id::Hotkey;
+
+use crate::builder::Parts;
+use crate::net::NetStatus;
+use crate::presets::Role;
+use crate::services::dispatch::DispatchStatus;
+use crate::store::StoreStatus;
+
+/// Executors of a miner or validator.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ExecutorsStatus {
+    /// Jobs that can run at once.
+    pub slots: usize,
+    /// Jobs that run now.
+    pub running: usize,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Release.
+    pub version: &'static str,
+    /// What it was asked to be.
+    pub roles: Vec<Role>,
+    /// Who answers for it.
+    pub hotkey: Hotkey,
+    /// The network as it sees it; `None` while it shuts down.
+    pub net: Option<NetStatus>,
+    /// Its store.
+    pub store: StoreStatus,
+    /// Its executors, where it has any.
+    pub executors: Option<ExecutorsStatus>,
+    /// A validator's jobs.
+    pub dispatch: Option<DispatchStatus>,
+    /// What it still needs before it can do its work, each with what to do.
+    pub missing: Vec<String>,
+}
+
+impl Status {
+    pub(crate) async fn of(parts: &Parts) -> Self {
+        let net = parts.net.status().await.ok();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            roles: parts.config.node.roles.clone(),
+            hotkey: parts.net.local().hotkey,
+            store: parts.store.status(),
+            executors: parts.executors_status(),
+            dispatch: parts.dispatch.as_ref().map(|d| d.status()),
+            missing: missing(parts, net.as_ref()),
+            net,
+        }
+    }
+
+    /// Whether the node can do its work now.
+    pub fn is_ready(&self) -> bool {
+        self.net.as_ref().is_some_and(|net| net.connected > 0) && self.store.failed.is_none()
+    }
+}
+
+/// What stands between the node and its work, in words.
+fn missing(parts: &Parts, net: Option<&NetStatus>) -> Vec<String> {
+    let mut missing = Vec::new();
+    let Some(net) = net else { return missing };
+    let serves = parts.config.node.roles.iter().any(|r| *r != Role::Light);
+    if net.bootstrap.is_empty() && net.connected == 0 {
+        missing.push("a node to join through: --bootstrap ADDR, or --network FILE".to_owned());
+    }
+    for bootstrap in net.bootstrap.iter().filter(|b| !b.connected) {
+        let reason = bootstrap.last_error.as_deref().unwrap_or("not tried yet");
+        missing.push(format!("bootstrap {}: {reason}; retrying", bootstrap.address));
+    }
+    if serves && let Some(hint) = &net.reachability_hint {
+        missing.push(hint.clone());
+    }
+    if parts.config.jobs.trusted_validators.is_empty() {
+        missing.push("validators to believe, for submitting jobs: jobs.trusted_validators, or --network FILE".to_owned());
+    }
+    if serves {
+        missing.push("registration on a chain: this release runs meshes without one".to_owned());
+    }
+    missing
+}

@@ -1,0 +1,400 @@
+//! A whole mesh on this machine, for people to look at and for tests of other projects.
+//!
+//! **Owns** the assembly of nodes over real TCP on loopback, in this process or as child processes, and the default
+//! workload: digit images through the embedded classifier. **Does not own** any behaviour of a node: every node is built by
+//! [`crate::builder`], as any program would.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use sundara_node::testnet::Testnet;
+//! use sundara_node::JobOrder;
+//! let net = Testnet::builder().miners(3).start().await?;
+//! let job = net.client().jobs().submit(JobOrder::builtin("echo").input("hello").replicas(2)).await?;
+//! assert_eq!(job.result().await?.output.as_deref(), Some(&b"hello"[..]));
+//! net.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod processes;
+mod report;
+mod workload;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha20Rng;
+use sundara_proto::crypto::{HotkeyPair, Network};
+use sundara_proto::id::Hotkey;
+use sundara_proto::job::Limits;
+
+use crate::api::{Node, StartError};
+use crate::presets::Role;
+use crate::services::miner::Misbehaviour;
+
+pub use processes::ChildNode;
+pub use report::{JobCounts, Latency, MinerReport, Report};
+pub use workload::{Workload, WorkloadError, digit_images};
+
+/// Name of the mesh that a testnet is.
+pub const NETWORK_NAME: &str = "testnet";
+/// How long the nodes may take to find one another before the start is called a failure.
+const ASSEMBLE_WITHIN: Duration = Duration::from_secs(60);
+/// Nodes of one testnet: each has its own sockets, store and threads.
+const NODES_MAX: usize = 256;
+/// Order in which byzantine miners lie.
+const LIES: [Misbehaviour; 4] =
+    [Misbehaviour::WrongResult, Misbehaviour::Copy, Misbehaviour::Withhold, Misbehaviour::Collude];
+
+/// What to assemble.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct TestnetBuilder {
+    validators: usize,
+    miners: usize,
+    executors_per_miner: usize,
+    byzantine: usize,
+    seed: Option<u64>,
+    data_dir: Option<PathBuf>,
+    binary: Option<PathBuf>,
+    limits: Option<Limits>,
+}
+
+/// A running testnet. Dropping it stops it without ceremony; [`Testnet::shutdown`] does it in order.
+pub struct Testnet {
+    network: Network,
+    client: Node,
+    validators: Vec<Member>,
+    miners: Vec<Member>,
+    bootstrap: Vec<String>,
+    data_dir: PathBuf,
+    /// Removes `data_dir` with the testnet, unless it was named.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// One validator or miner.
+pub struct Member {
+    /// Its hotkey.
+    pub hotkey: Hotkey,
+    /// How it lies, for a byzantine miner.
+    pub misbehaviour: Option<Misbehaviour>,
+    running: Running,
+}
+
+enum Running {
+    Here(Node),
+    Child(ChildNode),
+}
+
+impl Member {
+    /// The node, where it runs in this process.
+    pub fn node(&self) -> Option<&Node> {
+        match &self.running {
+            Running::Here(node) => Some(node),
+            Running::Child(_) => None,
+        }
+    }
+
+    /// The child process, where it is one.
+    pub fn child(&mut self) -> Option<&mut ChildNode> {
+        match &mut self.running {
+            Running::Here(_) => None,
+            Running::Child(child) => Some(child),
+        }
+    }
+}
+
+impl Testnet {
+    /// One validator and three honest miners with one executor each, in this process.
+    pub fn builder() -> TestnetBuilder {
+        TestnetBuilder {
+            validators: 1,
+            miners: 3,
+            executors_per_miner: 1,
+            byzantine: 0,
+            seed: None,
+            data_dir: None,
+            binary: None,
+            limits: None,
+        }
+    }
+
+    /// The light node that submits jobs.
+    pub fn client(&self) -> &Node {
+        &self.client
+    }
+    /// The validators.
+    pub fn validators(&self) -> &[Member] {
+        &self.validators
+    }
+    /// The miners, byzantine ones last.
+    pub fn miners(&self) -> &[Member] {
+        &self.miners
+    }
+    /// The validators, to stop or kill one.
+    pub fn validators_mut(&mut self) -> &mut Vec<Member> {
+        &mut self.validators
+    }
+    /// The miners, to stop or kill one.
+    pub fn miners_mut(&mut self) -> &mut Vec<Member> {
+        &mut self.miners
+    }
+    /// Addresses by which another node joins.
+    pub fn bootstrap(&self) -> &[String] {
+        &self.bootstrap
+    }
+    /// The mesh.
+    pub fn network(&self) -> Network {
+        self.network
+    }
+    /// Where its nodes keep their data.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+    /// Nodes, the client included.
+    pub fn nodes(&self) -> usize {
+        self.validators.len() + self.miners.len() + 1
+    }
+
+    /// Stops the client first, then miners and validators, each draining what it runs.
+    pub async fn shutdown(self) {
+        self.client.shutdown().await;
+        for member in self.miners.into_iter().chain(self.validators) {
+            match member.running {
+                Running::Here(node) => node.shutdown().await,
+                Running::Child(child) => child.stop().await,
+            }
+        }
+    }
+}
+
+impl TestnetBuilder {
+    /// Validators, at least one.
+    pub fn validators(mut self, n: usize) -> Self {
+        self.validators = n;
+        self
+    }
+    /// Miners, byzantine ones included.
+    pub fn miners(mut self, n: usize) -> Self {
+        self.miners = n;
+        self
+    }
+    /// Jobs that each miner runs at once.
+    pub fn executors_per_miner(mut self, n: usize) -> Self {
+        self.executors_per_miner = n;
+        self
+    }
+    /// How many of the miners lie: wrong result, copy, withhold, collude, in rotation.
+    pub fn byzantine(mut self, n: usize) -> Self {
+        self.byzantine = n;
+        self
+    }
+    /// Fixes every key and draw that does not depend on time.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+    /// Keeps all data there, and resumes from it.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+    /// Runs validators and miners as child processes of this `sundara-node` binary.
+    pub fn processes(mut self, binary: impl Into<PathBuf>) -> Self {
+        self.binary = Some(binary.into());
+        self
+    }
+
+    /// Starts all nodes and waits until the client sees every validator and every validator sees every miner.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start(self) -> Result<Testnet, StartError> {
+        self.check()?;
+        let (data_dir, temporary) = match &self.data_dir {
+            Some(dir) => (dir.clone(), None),
+            None => {
+                let dir = tempfile::tempdir().map_err(|e| StartError::Data(format!("temporary directory: {e}")))?;
+                (dir.path().to_path_buf(), Some(dir))
+            }
+        };
+        let plan = Plan::new(&self, &data_dir)?;
+        let mut validators: Vec<Member> = Vec::new();
+        let mut bootstrap: Vec<String> = Vec::new();
+        for i in 0..self.validators {
+            let member = plan.member(Role::Validator, i, &bootstrap, None).await?;
+            bootstrap.extend(plan.address_of(&member).await?);
+            validators.push(member);
+        }
+        let mut miners = Vec::new();
+        for i in 0..self.miners {
+            let honest = self.miners - self.byzantine;
+            let lie = (i >= honest).then(|| LIES[(i - honest) % LIES.len()]);
+            miners.push(plan.member(Role::Miner, i, &bootstrap, lie).await?);
+        }
+        let client = plan.client(&bootstrap).await?;
+        let testnet = Testnet {
+            network: plan.network,
+            client,
+            validators,
+            miners,
+            bootstrap,
+            data_dir,
+            _temporary: temporary,
+        };
+        testnet.assembled().await?;
+        Ok(testnet)
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let nodes = self.validators + self.miners + 1;
+        let reason = if self.validators == 0 {
+            "a testnet needs a validator: --validators 1".to_owned()
+        } else if self.byzantine > self.miners {
+            format!("{} byzantine miners of {}: raise --miners", self.byzantine, self.miners)
+        } else if nodes > NODES_MAX {
+            format!("{nodes} nodes exceed {NODES_MAX}")
+        } else {
+            return Ok(());
+        };
+        Err(StartError::Config(reason))
+    }
+}
+
+impl Testnet {
+    /// Waits until jobs can run.
+    async fn assembled(&self) -> Result<(), StartError> {
+        let wanted = self.miners.len();
+        let ready = async {
+            for member in &self.validators {
+                if let Running::Here(node) = &member.running {
+                    node.wait_for_miners(wanted).await;
+                }
+            }
+            self.client.wait_for_validators(self.validators.len()).await;
+        };
+        tokio::time::timeout(ASSEMBLE_WITHIN, ready).await.map_err(|_| {
+            StartError::Config(format!("the nodes did not find one another within {} s", ASSEMBLE_WITHIN.as_secs()))
+        })
+    }
+}
+
+/// Everything that is fixed before the first node starts.
+struct Plan {
+    network: Network,
+    validator_keys: Vec<HotkeyPair>,
+    miner_keys: Vec<HotkeyPair>,
+    client_key: HotkeyPair,
+    executors_per_miner: usize,
+    data_dir: PathBuf,
+    binary: Option<PathBuf>,
+}
+
+impl Plan {
+    fn new(builder: &TestnetBuilder, data_dir: &Path) -> Result<Self, StartError> {
+        std::fs::create_dir_all(data_dir).map_err(|e| StartError::Data(format!("{}: {e}", data_dir.display())))?;
+        let seed = stored_seed(data_dir, builder.seed)?;
+        let mut keys = ChaCha20Rng::seed_from_u64(seed);
+        let mut key = || HotkeyPair::from_seed(&keys.random());
+        Ok(Self {
+            network: Network::named(&format!("{NETWORK_NAME}-{seed:016x}"), 0),
+            client_key: key(),
+            validator_keys: (0..builder.validators).map(|_| key()).collect(),
+            miner_keys: (0..builder.miners).map(|_| key()).collect(),
+            executors_per_miner: builder.executors_per_miner,
+            data_dir: data_dir.to_path_buf(),
+            binary: builder.binary.clone(),
+        })
+    }
+
+    fn trusted(&self) -> Vec<Hotkey> {
+        self.validator_keys.iter().map(HotkeyPair::hotkey).collect()
+    }
+
+    async fn member(
+        &self,
+        role: Role,
+        i: usize,
+        bootstrap: &[String],
+        misbehaviour: Option<Misbehaviour>,
+    ) -> Result<Member, StartError> {
+        let (name, key) = match role {
+            Role::Validator => ("validator", &self.validator_keys[i]),
+            _ => ("miner", &self.miner_keys[i]),
+        };
+        let dir = self.data_dir.join(format!("{name}-{i}"));
+        let hotkey = key.hotkey();
+        let running = match &self.binary {
+            Some(binary) => {
+                let spec = processes::ChildSpec {
+                    binary,
+                    role,
+                    dir: &dir,
+                    network: self.network,
+                    bootstrap,
+                    trusted: &self.trusted(),
+                    slots: self.executors_per_miner,
+                    misbehaviour,
+                };
+                Running::Child(ChildNode::spawn(&spec, key).await?)
+            }
+            None => {
+                let builder = Node::builder()
+                    .role(role)
+                    .network(self.network)
+                    .hotkey(key.clone())
+                    .data_dir(dir)
+                    .bootstrap(bootstrap.iter().cloned())
+                    .trust(self.trusted())
+                    .slots(self.executors_per_miner)
+                    .loopback();
+                Running::Here(builder.misbehave(misbehaviour).start().await?)
+            }
+        };
+        Ok(Member { hotkey, misbehaviour, running })
+    }
+
+    async fn address_of(&self, member: &Member) -> Result<Vec<String>, StartError> {
+        match &member.running {
+            Running::Here(node) => Ok(node.addresses()),
+            Running::Child(child) => Ok(child.addresses().to_vec()),
+        }
+    }
+
+    async fn client(&self, bootstrap: &[String]) -> Result<Node, StartError> {
+        Node::builder()
+            .role(Role::Light)
+            .network(self.network)
+            .hotkey(self.client_key.clone())
+            .data_dir(self.data_dir.join("client"))
+            .bootstrap(bootstrap.iter().cloned())
+            .trust(self.trusted())
+            .loopback()
+            .start()
+            .await
+    }
+}
+
+/// The testnet's seed: as given, as kept from an earlier run in this directory, or drawn now.
+fn stored_seed(dir: &Path, given: Option<u64>) -> Result<u64, StartError> {
+    let file = dir.join("testnet-seed");
+    let fail = |e: std::io::Error| StartError::Data(format!("{}: {e}", file.display()));
+    match std::fs::read_to_string(&file) {
+        Ok(text) => {
+            let kept = text.trim().parse().map_err(|e| StartError::Data(format!("{}: {e}", file.display())))?;
+            match given {
+                Some(seed) if seed != kept => Err(StartError::Config(format!(
+                    "--seed {seed} differs from {kept}, with which this directory was made: leave --seed out, or name another --data-dir"
+                ))),
+                _ => Ok(kept),
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let seed = given.unwrap_or_else(rand::random);
+            std::fs::write(&file, format!("{seed}\n")).map_err(fail)?;
+            Ok(seed)
+        }
+        Err(e) => Err(fail(e)),
+    }
+}
