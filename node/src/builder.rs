@@ -275,7 +275,10 @@ impl Assembly {
 
     async fn store(&self) -> Result<SharedStore, StartError> {
         let Some(dir) = &self.data_dir else { return Ok(Arc::new(MemoryStore::new())) };
-        let store = SledStore::open(dir.join("store"), self.config.store.clone()).await;
+        let (dir, config) = (dir.join("store"), self.config.store.clone());
+        // Opening reads every record.
+        let opened = tokio::task::spawn_blocking(move || SledStore::open(&dir, &config)).await;
+        let store = opened.map_err(|e| StartError::Data(format!("store: {e}")))?;
         Ok(Arc::new(store.map_err(|e| StartError::Data(e.to_string()))?))
     }
 

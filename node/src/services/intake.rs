@@ -156,7 +156,7 @@ impl Door {
     }
 
     async fn answer(&self, inbound: Inbound) {
-        let Inbound { peer, request, reply } = inbound;
+        let Inbound { peer, request, reply, .. } = inbound;
         match request {
             pb::request::Kind::Submit(request) => {
                 let (watcher, events) = mpsc::channel(WATCH_QUEUED_MAX);
@@ -270,7 +270,7 @@ impl Door {
             }
             None => {
                 let sources = Sources::peers([node]);
-                let fetched = self.transfer.fetch(spec.input, spec.input_len.into(), sources, Access::local()).await;
+                let fetched = self.transfer.fetch(spec.input, spec.input_len, sources, Access::local()).await;
                 fetched.map_err(|e| elsewhere(format!("input cannot be fetched from the requester: {e}")))?;
                 None
             }

@@ -35,7 +35,7 @@ use crate::services::registry::RegistryHandle;
 use crate::store::{JsonTable, KeyRange, Keyspace, SharedStore, Table, WriteBatch, time_key};
 
 
-pub(crate) use track::{Tracked, kind_in_words, program_in_words};
+pub(crate) use track::Tracked;
 
 /// How a node submits jobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -218,7 +218,7 @@ impl JobsClient {
         let sources = Sources::peers(hints);
         let mine = Access::only([Reader::Hotkey(self.inner.key.hotkey())]);
         let gone = |e: String| JobFailure::Failed(format!("output {blob} cannot be fetched: {e}"));
-        self.inner.transfer.fetch(blob, len.into(), sources, mine).await.map_err(|e| gone(e.to_string()))?;
+        self.inner.transfer.fetch(blob, len, sources, mine).await.map_err(|e| gone(e.to_string()))?;
         self.inner.blobs.get(blob, limit::INPUT).await.map_err(|e| gone(e.to_string()))
     }
 }

@@ -167,7 +167,7 @@ impl Courier {
             None => {
                 let sources = Sources::peers([node]);
                 let readers = Access::only([Reader::Hotkey(requester)]);
-                if let Err(e) = self.transfer.fetch(digest, len.into(), sources, readers).await {
+                if let Err(e) = self.transfer.fetch(digest, len, sources, readers).await {
                     let reason = format!("output of {len} cannot be fetched: {e}");
                     return FromOffer { input: Input::Undelivered { part, reason }, output: None };
                 }

@@ -164,7 +164,7 @@ impl Tracked {
 }
 
 /// For people.
-pub(crate) fn program_in_words(program: &Program) -> String {
+fn program_in_words(program: &Program) -> String {
     match program {
         Program::Model { model, entry, .. } if entry.is_empty() => format!("model {}", &model.to_string()[..12]),
         Program::Model { model, entry, .. } => format!("model {} entry {entry}", &model.to_string()[..12]),
@@ -173,7 +173,7 @@ pub(crate) fn program_in_words(program: &Program) -> String {
 }
 
 /// For people.
-pub(crate) fn kind_in_words(kind: &sundara_proto::verdict::VerdictKind) -> String {
+fn kind_in_words(kind: &sundara_proto::verdict::VerdictKind) -> String {
     use sundara_proto::verdict::VerdictKind as K;
     match kind {
         K::Quorum(n) => format!("quorum({n})"),
