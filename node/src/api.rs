@@ -15,14 +15,19 @@ use sundara_proto::id::{Hotkey, NodeId};
 
 use crate::builder::{NodeBuilder, Parts};
 use crate::net::PeerStatus;
+#[cfg(feature = "executor")]
 use crate::store::StoreError;
 
 pub use crate::builder::StartError;
+#[cfg(feature = "executor")]
+pub use crate::services::{miner::LoggedOffer, work::Misbehaviour, work::invite::Invite};
 pub use jobs::{
     JobEvent, JobFailure, JobHandle, JobInput, JobOrder, JobPhase, JobResult, JobSummary, Jobs, ProgramRef, SubmitError,
 };
 pub use models::Models;
-pub use status::{ExecutorsStatus, Status};
+pub use status::Status;
+#[cfg(feature = "executor")]
+pub use status::{DispatchStatus, ExecutorStatus};
 
 /// A running node. Clones share it; it stops with [`Node::shutdown`] or when the last clone is dropped.
 #[derive(Clone)]
@@ -87,8 +92,8 @@ impl Node {
     /// # Errors
     /// When the store cannot be read.
     #[cfg(feature = "executor")]
-    pub fn miner_jobs(&self, limit: usize) -> Result<Vec<crate::services::miner::LoggedOffer>, StoreError> {
-        match &self.parts.miner {
+    pub fn miner_jobs(&self, limit: usize) -> Result<Vec<LoggedOffer>, StoreError> {
+        match &self.parts.work.miner {
             Some(miner) => miner.log(limit),
             None => Ok(Vec::new()),
         }
@@ -99,8 +104,8 @@ impl Node {
     /// # Errors
     /// When this node owns no executors, or the store cannot keep the token.
     #[cfg(feature = "executor")]
-    pub async fn invite_executor(&self, life: Duration) -> Result<crate::services::executor::Invite, StartError> {
-        let owner = self.parts.owner.as_ref().ok_or_else(|| {
+    pub async fn invite_executor(&self, life: Duration) -> Result<Invite, StartError> {
+        let owner = self.parts.work.executors.as_ref().ok_or_else(|| {
             StartError::Config("only miners and validators own executors: start with --role miner or validator".into())
         })?;
         let addresses = self.addresses().await;
@@ -117,8 +122,9 @@ impl Node {
     }
 
     /// Waits until a validator knows `n` miners that could run a job; at once on other nodes.
+    #[cfg(feature = "executor")]
     pub async fn wait_for_miners(&self, n: usize) {
-        if let Some(adverts) = &self.parts.adverts {
+        if let Some(adverts) = &self.parts.work.adverts {
             adverts.wait_for_miners(n).await;
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! **Owns** the order of start and of shutdown. **Does not own** behaviour: a service gets its parts and is on its own.
 
+#[cfg(feature = "executor")]
+mod work;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +12,20 @@ use std::time::Duration;
 use sundara_chain::keys;
 use sundara_proto::cert::Certificate;
 use sundara_proto::crypto::{HotkeyPair, Network, NodeKeyPair, Signed};
-use sundara_proto::id::{Digest, Hotkey};
-use tokio_util::sync::CancellationToken;
+use sundara_proto::id::Hotkey;
 
 use crate::api::Node;
 use crate::blobs::{Blobs, TransferHandle, transfer_channel};
 use crate::config::Config;
-use crate::net::{self, NetHandle, NetIdentity, RequestKind};
+use crate::net::{self, NetHandle, NetIdentity};
 use crate::presets::{self, Bundle, Role};
 use crate::service::{Tasks, wall_now};
-use crate::services::adverts::AdvertsHandle;
 use crate::services::directory::Directory;
-use crate::services::dispatch::{self, DispatchHandle, DispatchParts};
 use crate::services::jobs::{JobsClient, JobsClientParts};
 use crate::services::registry::RegistryHandle;
-use crate::services::{self, batches, intake, registry, transfer};
+#[cfg(feature = "executor")]
+use crate::services::work::{Misbehaviour, invite::Invite};
+use crate::services::{registry, transfer};
 use crate::store::{MemoryStore, SharedStore, SledStore};
 
 /// How long a node's certificate holds. It is renewed at half of it.
@@ -58,7 +60,11 @@ pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     bad_address: Option<String>,
     #[cfg(feature = "executor")]
-    misbehaviour: Option<crate::services::miner::Misbehaviour>,
+    misbehaviour: Option<Misbehaviour>,
+    #[cfg(feature = "executor")]
+    invite: Option<Invite>,
+    #[cfg(feature = "executor")]
+    owner_addresses: Vec<libp2p::Multiaddr>,
 }
 
 impl NodeBuilder {
@@ -130,9 +136,18 @@ impl NodeBuilder {
         })
     }
 
+    /// The owner's invitation of an executor, and further addresses of the owner.
+    #[cfg(feature = "executor")]
+    pub fn invited(mut self, invite: Invite, owner: Vec<libp2p::Multiaddr>) -> Self {
+        self.config.net.bootstrap.extend(owner.iter().cloned());
+        self.invite = Some(invite);
+        self.owner_addresses = owner;
+        self
+    }
+
     /// Makes a miner lie, to show that it is caught. Not reachable from any file or flag of a real node.
     #[cfg(feature = "executor")]
-    pub fn misbehave(mut self, misbehaviour: Option<crate::services::miner::Misbehaviour>) -> Self {
+    pub fn misbehave(mut self, misbehaviour: Option<Misbehaviour>) -> Self {
         self.misbehaviour = misbehaviour;
         self
     }
@@ -159,14 +174,8 @@ pub(crate) struct Parts {
     pub(crate) directory: Directory,
     pub(crate) registry: RegistryHandle,
     pub(crate) jobs: JobsClient,
-    pub(crate) adverts: Option<AdvertsHandle>,
-    pub(crate) dispatch: Option<DispatchHandle>,
     #[cfg(feature = "executor")]
-    pub(crate) miner: Option<crate::services::miner::MinerHandle>,
-    #[cfg(feature = "executor")]
-    pub(crate) executors: Option<crate::services::executors::ExecutorsHandle>,
-    #[cfg(feature = "executor")]
-    pub(crate) pool: Option<crate::services::work::pool::Pool>,
+    pub(crate) work: work::Work,
     pub(crate) tasks: Tasks,
     /// Removes an ephemeral node's blobs with it.
     _temporary: Option<tempfile::TempDir>,
@@ -175,18 +184,12 @@ pub(crate) struct Parts {
 impl Parts {
     /// Drains, stops every task, closes the store. Harmless when done twice.
     pub(crate) async fn shutdown(&self, drain: Duration) {
-        let draining = async {
-            #[cfg(feature = "executor")]
-            if let Some(miner) = &self.miner {
-                miner.drain().await;
-            }
-            if let Some(dispatch) = &self.dispatch {
-                dispatch.drain().await;
-            }
-        };
-        if tokio::time::timeout(drain, draining).await.is_err() {
+        #[cfg(feature = "executor")]
+        if tokio::time::timeout(drain, self.work.drain()).await.is_err() {
             tracing::warn!("jobs still run after {} s; they go on elsewhere or at the next start", drain.as_secs());
         }
+        #[cfg(not(feature = "executor"))]
+        let _nothing_to_drain = drain;
         self.stop().await;
     }
 
@@ -219,7 +222,11 @@ struct Assembly {
     data_dir: Option<PathBuf>,
     temporary: Option<tempfile::TempDir>,
     #[cfg(feature = "executor")]
-    misbehaviour: Option<crate::services::miner::Misbehaviour>,
+    misbehaviour: Option<Misbehaviour>,
+    #[cfg(feature = "executor")]
+    invite: Option<Invite>,
+    #[cfg(feature = "executor")]
+    owner_addresses: Vec<libp2p::Multiaddr>,
 }
 
 impl Assembly {
@@ -262,6 +269,10 @@ impl Assembly {
             temporary,
             #[cfg(feature = "executor")]
             misbehaviour: builder.misbehaviour,
+            #[cfg(feature = "executor")]
+            invite: builder.invite,
+            #[cfg(feature = "executor")]
+            owner_addresses: builder.owner_addresses,
         })
     }
 
@@ -338,6 +349,7 @@ impl Assembly {
             tasks: tasks.child("jobs"),
         });
         let ports = Ports { net, store, blobs, transfer, registry, directory };
+        #[cfg(feature = "executor")]
         let work = self.work(&ports, &tasks).await?;
         Ok(Parts {
             config: self.config,
@@ -348,14 +360,8 @@ impl Assembly {
             directory: ports.directory,
             registry: ports.registry,
             jobs,
-            adverts: work.adverts,
-            dispatch: work.dispatch,
             #[cfg(feature = "executor")]
-            miner: work.miner,
-            #[cfg(feature = "executor")]
-            executors: work.executors,
-            #[cfg(feature = "executor")]
-            pool: work.pool,
+            work,
             tasks,
             _temporary: self.temporary.take(),
         })

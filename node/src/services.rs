@@ -2,12 +2,27 @@
 //! tell each other travels through the channels of this module, which the builder wires.
 
 #[cfg(feature = "executor")]
+pub(crate) mod adverts;
+#[cfg(feature = "executor")]
 pub(crate) mod audit;
+#[cfg(feature = "executor")]
 pub(crate) mod batches;
 pub(crate) mod directory;
+#[cfg(feature = "executor")]
 pub(crate) mod dispatch;
+#[cfg(feature = "executor")]
+pub(crate) mod executor;
+#[cfg(feature = "executor")]
+pub(crate) mod executors;
+#[cfg(feature = "executor")]
 pub(crate) mod intake;
 pub(crate) mod jobs;
+#[cfg(feature = "executor")]
+pub(crate) mod miner;
+pub(crate) mod registry;
+pub(crate) mod transfer;
+#[cfg(feature = "executor")]
+pub(crate) mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

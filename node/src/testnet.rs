@@ -27,14 +27,12 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha20Rng;
 use sundara_proto::crypto::{HotkeyPair, Network};
 use sundara_proto::id::Hotkey;
-use sundara_proto::job::Limits;
 
-use crate::api::{Node, StartError};
+use crate::api::{Misbehaviour, Node, StartError};
 use crate::presets::Role;
-use crate::services::miner::Misbehaviour;
 
 pub use processes::ChildNode;
-pub use report::{JobCounts, Latency, MinerReport, Report};
+pub use report::{JobCounts, Latency, MinerReport, Report, Tally};
 pub use workload::{Workload, WorkloadError, digit_images};
 
 /// Name of the mesh that a testnet is.
@@ -43,9 +41,6 @@ pub const NETWORK_NAME: &str = "testnet";
 const ASSEMBLE_WITHIN: Duration = Duration::from_secs(60);
 /// Nodes of one testnet: each has its own sockets, store and threads.
 const NODES_MAX: usize = 256;
-/// Order in which byzantine miners lie.
-const LIES: [Misbehaviour; 4] =
-    [Misbehaviour::WrongResult, Misbehaviour::Copy, Misbehaviour::Withhold, Misbehaviour::Collude];
 
 /// What to assemble.
 #[derive(Clone, Debug)]
@@ -58,7 +53,6 @@ pub struct TestnetBuilder {
     seed: Option<u64>,
     data_dir: Option<PathBuf>,
     binary: Option<PathBuf>,
-    limits: Option<Limits>,
 }
 
 /// A running testnet. Dropping it stops it without ceremony; [`Testnet::shutdown`] does it in order.
@@ -116,7 +110,6 @@ impl Testnet {
             seed: None,
             data_dir: None,
             binary: None,
-            limits: None,
         }
     }
 
@@ -230,7 +223,7 @@ impl TestnetBuilder {
         let mut miners = Vec::new();
         for i in 0..self.miners {
             let honest = self.miners - self.byzantine;
-            let lie = (i >= honest).then(|| LIES[(i - honest) % LIES.len()]);
+            let lie = (i >= honest).then(|| Misbehaviour::ROTATION[(i - honest) % Misbehaviour::ROTATION.len()]);
             miners.push(plan.member(Role::Miner, i, &bootstrap, lie).await?);
         }
         let client = plan.client(&bootstrap).await?;
@@ -308,6 +301,10 @@ impl Plan {
         })
     }
 
+    fn slots(&self) -> u32 {
+        u32::try_from(self.executors_per_miner).unwrap_or(u32::MAX)
+    }
+
     fn trusted(&self) -> Vec<Hotkey> {
         self.validator_keys.iter().map(HotkeyPair::hotkey).collect()
     }
@@ -325,8 +322,9 @@ impl Plan {
         };
         let dir = self.data_dir.join(format!("{name}-{i}"));
         let hotkey = key.hotkey();
-        let running = match &self.binary {
-            Some(binary) => {
+        // A liar runs in this process: no file or flag of the binary can make a node lie.
+        let running = match (&self.binary, misbehaviour) {
+            (Some(binary), None) => {
                 let spec = processes::ChildSpec {
                     binary,
                     role,
@@ -334,12 +332,11 @@ impl Plan {
                     network: self.network,
                     bootstrap,
                     trusted: &self.trusted(),
-                    slots: self.executors_per_miner,
-                    misbehaviour,
+                    slots: self.slots(),
                 };
                 Running::Child(ChildNode::spawn(&spec, key).await?)
             }
-            None => {
+            _ => {
                 let builder = Node::builder()
                     .role(role)
                     .network(self.network)
@@ -347,7 +344,7 @@ impl Plan {
                     .data_dir(dir)
                     .bootstrap(bootstrap.iter().cloned())
                     .trust(self.trusted())
-                    .slots(self.executors_per_miner)
+                    .configure(|config| config.executor.slots = self.slots())
                     .loopback();
                 Running::Here(builder.misbehave(misbehaviour).start().await?)
             }
@@ -357,7 +354,7 @@ impl Plan {
 
     async fn address_of(&self, member: &Member) -> Result<Vec<String>, StartError> {
         match &member.running {
-            Running::Here(node) => Ok(node.addresses()),
+            Running::Here(node) => Ok(node.addresses().await),
             Running::Child(child) => Ok(child.addresses().to_vec()),
         }
     }

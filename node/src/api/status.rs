@@ -6,17 +6,9 @@ use sundara_proto::id::Hotkey;
 use crate::builder::Parts;
 use crate::net::NetStatus;
 use crate::presets::Role;
-use crate::services::dispatch::DispatchStatus;
+#[cfg(feature = "executor")]
+pub use crate::services::{dispatch::DispatchStatus, work::pool::ExecutorStatus};
 use crate::store::StoreStatus;
-
-/// Executors of a miner or validator.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ExecutorsStatus {
-    /// Jobs that can run at once.
-    pub slots: usize,
-    /// Jobs that run now.
-    pub running: usize,
-}
 
 /// How a node is.
 #[derive(Clone, Debug, Serialize)]
@@ -32,8 +24,10 @@ pub struct Status {
     /// Its store.
     pub store: StoreStatus,
     /// Its executors, where it has any.
-    pub executors: Option<ExecutorsStatus>,
+    #[cfg(feature = "executor")]
+    pub executors: Vec<ExecutorStatus>,
     /// A validator's jobs.
+    #[cfg(feature = "executor")]
     pub dispatch: Option<DispatchStatus>,
     /// What it still needs before it can do its work, each with what to do.
     pub missing: Vec<String>,
@@ -47,8 +41,10 @@ impl Status {
             roles: parts.config.node.roles.clone(),
             hotkey: parts.net.local().hotkey,
             store: parts.store.status(),
-            executors: parts.executors_status(),
-            dispatch: parts.dispatch.as_ref().map(|d| d.status()),
+            #[cfg(feature = "executor")]
+            executors: parts.work.pool.as_ref().map(|pool| pool.list()).unwrap_or_default(),
+            #[cfg(feature = "executor")]
+            dispatch: parts.work.dispatch.as_ref().map(|d| d.status()),
             missing: missing(parts, net.as_ref()),
             net,
         }

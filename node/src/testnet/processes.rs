@@ -27,7 +27,7 @@ pub(super) struct ChildSpec<'a> {
     pub(super) network: Network,
     pub(super) bootstrap: &'a [String],
     pub(super) trusted: &'a [Hotkey],
-    pub(super) slots: usize,
+    pub(super) slots: u32,
 }
 
 /// A running child. Killed when dropped.
