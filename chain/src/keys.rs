@@ -13,8 +13,11 @@ mod hotkey;
 mod node;
 mod private;
 
-pub use hotkey::{HotkeyFile, create_hotkey, import_hotkey, load_hotkey, load_or_create_hotkey, show_hotkey};
+pub use hotkey::{
+    HotkeyFile, create_hotkey, import_hotkey, load_hotkey, load_or_create_hotkey, show_hotkey, write_hotkey_seed,
+};
 pub use node::{create_node_key, load_node_key, load_or_create_node_key};
+pub use private::{create as create_secret_file, read as read_secret_file};
 
 use std::io;
 use std::path::{Path, PathBuf};

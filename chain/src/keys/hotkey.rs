@@ -49,7 +49,7 @@ impl fmt::Debug for Fields {
 /// is in the file and nowhere else.
 pub fn create_hotkey(path: &Path) -> Result<HotkeyPair, KeyError> {
     let (pair, phrase, seed) = sr25519::Pair::generate_with_phrase(None);
-    write(path, pair, &Zeroizing::new(phrase), &Zeroizing::new(seed))
+    write(path, pair, Some(&Zeroizing::new(phrase)), &Zeroizing::new(seed))
 }
 
 /// Writes the hotkey of an existing BIP39 phrase to `path`, which must not exist.
@@ -57,7 +57,12 @@ pub fn import_hotkey(path: &Path, phrase: &str) -> Result<HotkeyPair, KeyError> 
     let words = phrase.split_whitespace().collect::<Vec<_>>();
     let phrase = Zeroizing::new(words.join(" "));
     let (pair, seed) = sr25519::Pair::from_phrase(&phrase, None).map_err(|_| KeyError::Phrase)?;
-    write(path, pair, &phrase, &Zeroizing::new(seed))
+    write(path, pair, Some(&phrase), &Zeroizing::new(seed))
+}
+
+/// Writes the hotkey of a seed to `path`, which must not exist. The file holds no phrase.
+pub fn write_hotkey_seed(path: &Path, seed: &[u8; 32]) -> Result<HotkeyPair, KeyError> {
+    write(path, sr25519::Pair::from_seed(seed), None, seed)
 }
 
 /// Reads the secret: from the phrase, else the seed, else the expanded private key. The file's own address must agree.
@@ -97,7 +102,7 @@ pub fn show_hotkey(path: &Path) -> Result<HotkeyFile, KeyError> {
     }
 }
 
-fn write(path: &Path, pair: sr25519::Pair, phrase: &str, seed: &[u8; 32]) -> Result<HotkeyPair, KeyError> {
+fn write(path: &Path, pair: sr25519::Pair, phrase: Option<&str>, seed: &[u8; 32]) -> Result<HotkeyPair, KeyError> {
     let pair = HotkeyPair::from(pair);
     let hotkey = pair.hotkey();
     let public = format!("0x{}", hex::encode(hotkey.0));
@@ -105,7 +110,7 @@ fn write(path: &Path, pair: sr25519::Pair, phrase: &str, seed: &[u8; 32]) -> Res
         account_id: Some(public.clone()),
         public_key: Some(public),
         private_key: None,
-        secret_phrase: Some(phrase.to_owned()),
+        secret_phrase: phrase.map(str::to_owned),
         secret_seed: Some(format!("0x{}", *Zeroizing::new(hex::encode(seed)))),
         ss58_address: Some(hotkey.to_string()),
     };

@@ -13,7 +13,7 @@ pub fn create_node_key(path: &Path) -> Result<NodeKeyPair, KeyError> {
     let (_, seed) = ed25519::Pair::generate();
     let seed = Zeroizing::new(seed);
     let mut text = Zeroizing::new(vec![b'\n'; 65]);
-    hex::encode_to_slice(&*seed, &mut text[..64]).map_err(|e| KeyError::malformed(path, e.to_string()))?;
+    hex::encode_to_slice(seed.as_slice(), &mut text[..64]).map_err(|e| KeyError::malformed(path, e.to_string()))?;
     private::create(path, &text)?;
     Ok(NodeKeyPair::from_seed(&seed))
 }

@@ -14,8 +14,8 @@ use super::KeyError;
 const FILE_BYTES_MAX: usize = 16 << 10;
 
 /// Writes `content` to a new file of mode 0600. The content is complete and on disk before the name exists: it is
-/// written to a temporary name and then linked, and a link never replaces what is there.
-pub(super) fn create(path: &Path, content: &[u8]) -> Result<(), KeyError> {
+/// written to a temporary name and then linked, and a link never replaces what is there. Its directory is made, mode 0700, where it is missing.
+pub fn create(path: &Path, content: &[u8]) -> Result<(), KeyError> {
     // Said early for the common case; the link below decides.
     if fs::symlink_metadata(path).is_ok() {
         return Err(KeyError::Exists { path: path.to_path_buf() });
@@ -32,7 +32,7 @@ pub(super) fn create(path: &Path, content: &[u8]) -> Result<(), KeyError> {
 }
 
 /// Reads a file that must be readable by its owner only. A symbolic link is followed: what counts is the file it names.
-pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let mut file = File::open(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => KeyError::Missing { path: path.to_path_buf() },
         _ => KeyError::io("open", path, e),

@@ -67,6 +67,17 @@ fn every_secret_of_the_layout_is_read_in_btwallets_order() {
 }
 
 #[test]
+fn a_seed_alone_makes_a_file() {
+    let dir = dir();
+    let path = dir.path().join("hotkey");
+    let seed: [u8; 32] = hex::decode(&DEV_SEED[2..]).unwrap().try_into().unwrap();
+    assert_eq!(write_hotkey_seed(&path, &seed).unwrap().hotkey().to_string(), DEV_ADDRESS);
+    assert_eq!(load_hotkey(&path).unwrap().hotkey().to_string(), DEV_ADDRESS);
+    assert!(!show_hotkey(&path).unwrap().has_phrase);
+    assert!(matches!(write_hotkey_seed(&path, &seed), Err(KeyError::Exists { .. })));
+}
+
+#[test]
 fn damaged_and_encrypted_files_are_refused_without_showing_a_secret() {
     let dir = dir();
     let path = dir.path().join("hotkey");
@@ -74,7 +85,7 @@ fn damaged_and_encrypted_files_are_refused_without_showing_a_secret() {
     for content in [
         "".to_owned(),
         "{".to_owned(),
-        format!("{seed}"),
+        seed.to_owned(),
         format!(r#"{{"secretSeed":"{seed}00"}}"#),
         format!(r#"{{"secretSeed":{seed}}}"#),
         format!(r#"{{"secretPhrase":"{seed}"}}"#),
