@@ -1,5 +1,12 @@
 //! skeleton
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod config;
 pub mod domain;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod net;
 pub mod service;
 pub mod store;
+#[cfg(feature = "cli")]
+pub mod telemetry;
