@@ -1,0 +1,48 @@
+//! `peers`, `status` and `executor invite`.
+
+use hyper::Method;
+use serde_json::Value;
+
+use super::args::{ClientArgs, ExecutorCommand};
+use super::client::Client;
+use super::exit::{CliResult, Exit};
+use super::out::{self, Out};
+use crate::http::{InviteRequest, Items};
+
+pub(super) async fn peers(args: ClientArgs) -> CliResult {
+    let peers: Items<Value> = Client::new(&args.api)?.get("/v1/peers").await?;
+    Out { json: args.json }.show(&peers.items, |peers| {
+        if peers.is_empty() {
+            return "no peers are known yet; `status` says what is missing".to_owned();
+        }
+        let columns = ["peer_id", "state", "roles", "hotkey", "rtt_us", "connections", "reason"];
+        let cell = |peer: &Value, name: &str| match peer.get(name) {
+            None | Some(Value::Null) => "-".to_owned(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        let row = |peer: &Value| columns.iter().map(|name| cell(peer, name)).collect();
+        out::table(&columns, &peers.iter().map(row).collect::<Vec<_>>())
+    })?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn status(args: ClientArgs) -> CliResult {
+    let status: Value = Client::new(&args.api)?.get("/v1/status").await?;
+    Out { json: args.json }.show(&status, out::fields)?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn executor(command: ExecutorCommand) -> CliResult {
+    let ExecutorCommand::Invite { file, life, client } = command;
+    // Before the node makes an invite that nobody could use.
+    if std::fs::symlink_metadata(&file).is_ok() {
+        return Err(sundara_chain::keys::KeyError::Exists { path: file }.into());
+    }
+    let body = InviteRequest { life_s: life };
+    let invite: Value = Client::new(&client.api)?.json(Method::POST, "/v1/executors/invites", Some(&body)).await?;
+    sundara_chain::keys::create_secret_file(&file, serde_json::to_string_pretty(&invite)?.as_bytes())?;
+    let text = format!("wrote {}; give it to the executor: sundara-node --role executor --invite {0}", file.display());
+    Out { json: client.json }.show(&serde_json::json!({ "file": file }), |_| text)?;
+    Ok(Exit::Ok)
+}
