@@ -276,9 +276,10 @@ impl Testnet {
 /// Everything that is fixed before the first node starts.
 struct Plan {
     network: Network,
-    validator_keys: Vec<HotkeyPair>,
-    miner_keys: Vec<HotkeyPair>,
-    client_key: HotkeyPair,
+    /// Seeds of the hotkeys.
+    validator_seeds: Vec<[u8; 32]>,
+    miner_seeds: Vec<[u8; 32]>,
+    client_seed: [u8; 32],
     executors_per_miner: usize,
     data_dir: PathBuf,
     binary: Option<PathBuf>,
@@ -289,12 +290,12 @@ impl Plan {
         std::fs::create_dir_all(data_dir).map_err(|e| StartError::Data(format!("{}: {e}", data_dir.display())))?;
         let seed = stored_seed(data_dir, builder.seed)?;
         let mut keys = ChaCha20Rng::seed_from_u64(seed);
-        let mut key = || HotkeyPair::from_seed(&keys.random());
+        let mut draw = || keys.random();
         Ok(Self {
             network: Network::named(&format!("{NETWORK_NAME}-{seed:016x}"), 0),
-            client_key: key(),
-            validator_keys: (0..builder.validators).map(|_| key()).collect(),
-            miner_keys: (0..builder.miners).map(|_| key()).collect(),
+            client_seed: draw(),
+            validator_seeds: (0..builder.validators).map(|_| draw()).collect(),
+            miner_seeds: (0..builder.miners).map(|_| draw()).collect(),
             executors_per_miner: builder.executors_per_miner,
             data_dir: data_dir.to_path_buf(),
             binary: builder.binary.clone(),
@@ -306,7 +307,7 @@ impl Plan {
     }
 
     fn trusted(&self) -> Vec<Hotkey> {
-        self.validator_keys.iter().map(HotkeyPair::hotkey).collect()
+        self.validator_seeds.iter().map(|seed| HotkeyPair::from_seed(seed).hotkey()).collect()
     }
 
     async fn member(
@@ -316,10 +317,11 @@ impl Plan {
         bootstrap: &[String],
         misbehaviour: Option<Misbehaviour>,
     ) -> Result<Member, StartError> {
-        let (name, key) = match role {
-            Role::Validator => ("validator", &self.validator_keys[i]),
-            _ => ("miner", &self.miner_keys[i]),
+        let (name, seed) = match role {
+            Role::Validator => ("validator", &self.validator_seeds[i]),
+            _ => ("miner", &self.miner_seeds[i]),
         };
+        let key = HotkeyPair::from_seed(seed);
         let dir = self.data_dir.join(format!("{name}-{i}"));
         let hotkey = key.hotkey();
         // A liar runs in this process: no file or flag of the binary can make a node lie.
@@ -334,13 +336,13 @@ impl Plan {
                     trusted: &self.trusted(),
                     slots: self.slots(),
                 };
-                Running::Child(ChildNode::spawn(&spec, key).await?)
+                Running::Child(ChildNode::spawn(&spec, seed).await?)
             }
             _ => {
                 let builder = Node::builder()
                     .role(role)
                     .network(self.network)
-                    .hotkey(key.clone())
+                    .hotkey(key)
                     .data_dir(dir)
                     .bootstrap(bootstrap.iter().cloned())
                     .trust(self.trusted())
@@ -363,7 +365,7 @@ impl Plan {
         Node::builder()
             .role(Role::Light)
             .network(self.network)
-            .hotkey(self.client_key.clone())
+            .hotkey(HotkeyPair::from_seed(&self.client_seed))
             .data_dir(self.data_dir.join("client"))
             .bootstrap(bootstrap.iter().cloned())
             .trust(self.trusted())

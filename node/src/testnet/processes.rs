@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use sundara_chain::keys;
-use sundara_proto::crypto::{HotkeyPair, Network};
+use sundara_proto::crypto::Network;
 use sundara_proto::id::Hotkey;
 use tokio::process::{Child, Command};
 
@@ -46,14 +46,13 @@ struct Restart {
 
 impl ChildNode {
     /// Writes key and configuration, starts the binary and waits until it listens.
-    pub(super) async fn spawn(spec: &ChildSpec<'_>, key: &HotkeyPair, seed: &[u8; 32]) -> Result<Self, StartError> {
+    pub(super) async fn spawn(spec: &ChildSpec<'_>, seed: &[u8; 32]) -> Result<Self, StartError> {
         let data = |e: std::io::Error| StartError::Data(format!("{}: {e}", spec.dir.display()));
         std::fs::create_dir_all(spec.dir).map_err(data)?;
         let hotkey = spec.dir.join("hotkey");
         if !hotkey.exists() {
             keys::write_hotkey_seed(&hotkey, seed)?;
         }
-        debug_assert_eq!(keys::load_hotkey(&hotkey)?.hotkey(), key.hotkey());
         std::fs::write(spec.dir.join("config.toml"), configuration(spec)).map_err(data)?;
         let restart = Restart { binary: spec.binary.to_path_buf(), dir: spec.dir.to_path_buf() };
         restart.start().await
