@@ -194,9 +194,13 @@ impl Assembly {
             net: ports.net.clone(),
             store: ports.store.clone(),
             blobs: ports.blobs.clone(),
+            transfer: ports.transfer.clone(),
             registry: ports.registry.clone(),
             pool: pool.clone(),
+            limits: self.config.executor.limits,
+            workers: Workers::new("miner", std::thread::available_parallelism().map_or(2, usize::from)),
             entries,
+            data_dir: self.blobs_dir(),
             misbehaviour: self.misbehaviour,
             tasks: tasks.child("miner"),
         };
