@@ -6,6 +6,7 @@
 //! A file is TOML with a table a section; the environment spells `section.key` as `SUNDARA_SECTION__KEY`, lists with
 //! commas. Names that no section knows are refused.
 
+mod http;
 pub mod layers;
 mod network_file;
 mod sections;
@@ -15,6 +16,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::presets::Role;
+
+pub use http::HttpConfig;
 pub use layers::{ConfigError, Layers, Origin, Resolved, Shown};
 pub use network_file::NetworkFile;
 pub use sections::{AttachConfig, KeysConfig, LogConfig, LogFormat, NetworkConfig, NodeConfig};
@@ -39,8 +43,7 @@ pub struct Config {
     /// The store on disk.
     pub store: crate::store::StoreConfig,
     /// The local HTTP API.
-    #[cfg(feature = "http")]
-    pub http: crate::http::HttpConfig,
+    pub http: HttpConfig,
     /// Log lines of the binary.
     pub log: LogConfig,
 }
@@ -82,6 +85,11 @@ impl Config {
         }
         if self.network.genesis.is_none() && self.network.name.is_empty() {
             return Err(ConfigError::Invalid("network.name is empty and there is no network.genesis; set one".into()));
+        }
+        let roles = &self.node.roles;
+        if roles.contains(&Role::Executor) && roles.iter().any(|role| matches!(role, Role::Miner | Role::Validator)) {
+            let reason = "node.roles: an executor works for another node; miners and validators have one of their own";
+            return Err(ConfigError::Invalid(reason.into()));
         }
         Ok(())
     }

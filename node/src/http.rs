@@ -4,7 +4,6 @@
 //! bound to loopback unless the operator says otherwise; a web page cannot use it through a browser (`guard`); bodies,
 //! connections and uploads are bounded; every error has the form of [`ApiError`].
 
-mod config;
 mod error;
 #[expect(dead_code, reason = "served once the node's front door is there")]
 mod guard;
@@ -12,7 +11,6 @@ mod guard;
 mod serve;
 mod types;
 
-pub use config::HttpConfig;
 pub use error::{ApiError, Code, ErrorBody};
 pub use serve::HttpError;
 pub use types::{

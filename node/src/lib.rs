@@ -6,6 +6,7 @@ pub mod domain;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod net;
+pub mod presets;
 pub mod service;
 pub mod store;
 #[cfg(feature = "cli")]

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
 use super::exit;
 use crate::config::{Config, ConfigError, LogFormat, Resolved, Sources};
+use crate::presets::Role;
 
 /// Default address of the local API.
 pub const API_DEFAULT: &str = "http://127.0.0.1:4102";
@@ -28,31 +29,6 @@ pub struct Cli {
     pub log: LogArgs,
 }
 
-/// What a node does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Role {
-    /// Submits jobs, publishes and fetches models.
-    Light,
-    /// Runs jobs for one miner or validator.
-    Executor,
-    /// Takes jobs, on an executor of its own and on attached ones.
-    Miner,
-    /// Schedules and verifies jobs.
-    Validator,
-}
-
-impl Role {
-    /// Name in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Light => "light",
-            Self::Executor => "executor",
-            Self::Miner => "miner",
-            Self::Validator => "validator",
-        }
-    }
-}
-
 /// Log flags, for every command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct LogArgs {
@@ -68,8 +44,8 @@ pub struct LogArgs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Running a node")]
 pub struct NodeArgs {
-    /// What the node does; roles combine (validator,miner).
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE")]
+    /// What the node does: light, executor, miner, validator; they combine (validator,miner).
+    #[arg(long, value_delimiter = ',', value_name = "ROLE")]
     pub role: Vec<Role>,
     /// Configuration file; config.toml in the data directory unless named.
     #[arg(long, value_name = "FILE")]
@@ -396,7 +372,7 @@ impl NodeArgs {
                 flags.push((key, Value::Array(values), flag));
             }
         };
-        list("node.roles", self.role.iter().map(|role| json!(role.name())).collect(), "--role");
+        list("node.roles", self.role.iter().map(|role| json!(role)).collect(), "--role");
         list("net.listen", self.listen.iter().map(|a| json!(a)).collect(), "--listen");
         list("net.announce", self.announce.iter().map(|a| json!(a)).collect(), "--announce");
         list("net.bootstrap", self.bootstrap.iter().map(|a| json!(a)).collect(), "--bootstrap");

@@ -6,13 +6,15 @@ use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::Network;
 use sundara_proto::id::Digest;
 
+use crate::presets::Role;
+
 /// Where a node keeps what it must not lose, and what it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NodeConfig {
     /// What the node does: light, executor, miner, validator. They combine.
-    pub roles: Vec<String>,
+    pub roles: Vec<Role>,
     /// Store, blobs and keys. Two nodes never share one.
     pub data_dir: PathBuf,
 }

@@ -16,8 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::config::HttpConfig;
 use super::guard::Peer;
+use crate::config::HttpConfig;
 use crate::service::Tasks;
 
 /// Time for a request's line and headers; a client on the same machine needs microseconds.

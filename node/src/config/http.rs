@@ -1,4 +1,4 @@
-//! Settings of the local HTTP API.
+//! Settings of the local HTTP API. They stand here and not beside the routes, because imports point down only.
 
 use std::net::SocketAddr;
 
