@@ -74,31 +74,15 @@ pub struct Standing {
 #[derive(Debug)]
 enum Command {
     /// A request stream to a peer, made if need be.
-    Link {
-        to: NodeId,
-        done: oneshot::Sender<Result<rpc::client::ClientLink, String>>,
-    },
+    Link { to: NodeId, done: oneshot::Sender<Result<rpc::client::ClientLink, String>> },
     /// A blob stream to a peer.
-    OpenBlob {
-        to: NodeId,
-        done: oneshot::Sender<Result<BlobStream, String>>,
-    },
-    Publish {
-        topic: Topic,
-        data: bytes::Bytes,
-        done: oneshot::Sender<Result<(), GossipError>>,
-    },
+    OpenBlob { to: NodeId, done: oneshot::Sender<Result<BlobStream, String>> },
+    Publish { topic: Topic, data: bytes::Bytes, done: oneshot::Sender<Result<(), GossipError>> },
     /// Subscribers of the topic came or went.
     Topic(Topic),
     Dht(dht::Command),
-    Dial {
-        address: Multiaddr,
-        done: oneshot::Sender<Result<PeerIdentity, String>>,
-    },
-    Disconnect {
-        node: NodeId,
-        reason: String,
-    },
+    Dial { address: Multiaddr, done: oneshot::Sender<Result<PeerIdentity, String>> },
+    Disconnect { node: NodeId, reason: String },
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Status(oneshot::Sender<NetStatus>),
     Listeners(oneshot::Sender<Vec<Multiaddr>>),
@@ -169,9 +153,7 @@ impl NetHandle {
             let (responses, inbound) = rpc::local(self.shared.local, request);
             return match self.shared.services.deliver(inbound) {
                 rpc::server::Delivered::Taken => Ok(responses),
-                rpc::server::Delivered::Refused(code, detail) => {
-                    Err(RpcError::Refused { code, detail: detail.to_owned() })
-                }
+                rpc::server::Delivered::Refused(code, detail) => Err(RpcError::Refused { code, detail: detail.to_owned() }),
             };
         }
         // A link that has just ended gives the request back; the second one is new.

@@ -128,9 +128,9 @@ impl AsyncRead for BlobStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = match &mut self.transport {
             Transport::Local(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Mesh(stream) => {
-                Pin::new(stream).poll_read(cx, buf.initialize_unfilled()).map_ok(|n| buf.advance(n))
-            }
+            Transport::Mesh(stream) => Pin::new(stream)
+                .poll_read(cx, buf.initialize_unfilled())
+                .map_ok(|n| buf.advance(n)),
         };
         self.progress(cx, polled)
     }

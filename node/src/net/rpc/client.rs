@@ -53,7 +53,10 @@ impl ClientLink {
     }
 
     /// Opens a request. `Err` gives the request back when the stream has ended.
-    pub(crate) async fn open(&self, kind: pb::request::Kind) -> Result<Result<Responses, RpcError>, pb::request::Kind> {
+    pub(crate) async fn open(
+        &self,
+        kind: pb::request::Kind,
+    ) -> Result<Result<Responses, RpcError>, pb::request::Kind> {
         let request = pb::Request { kind: Some(kind) };
         let len = request.encoded_len();
         if len > limit::RPC_REQUEST {
