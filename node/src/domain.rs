@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod job;
 pub mod schedule;
+pub mod verify;
 
 use std::fmt;
 use std::time::Duration;
