@@ -21,14 +21,26 @@
 //! Invariants: a peer without a valid certificate gets nothing but /cert, identify and ping; nothing that a peer sends
 //! can make the loop wait, panic, or grow memory beyond the named limits.
 
+mod behaviour;
+mod bootstrap;
 mod bulk;
+mod cert;
 mod config;
 mod dht;
+mod event_loop;
+mod gate;
 mod gossip;
 mod id;
+mod limits;
 mod metrics;
+mod muxer;
+mod nat;
+mod peers;
 mod rpc;
+mod scoring;
 mod status;
+mod streams;
+mod transport;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +56,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub use bulk::{BlobError, BlobStream, IDLE_TIMEOUT as BLOB_IDLE_TIMEOUT, STREAMS_PER_PEER as BLOB_STREAMS_PER_PEER};
 pub use config::{DEFAULT_PORT, NetConfig, NetError, NetIdentity, NetLimits, TransportKind, default_listen};
 pub use dht::DhtError;
+pub use event_loop::NetDriver;
 pub use gossip::{Fault, GossipError, GossipMessage, GossipPayload, Topic};
 pub use id::{node_id, peer_id};
 pub use metrics::NetMetrics;
@@ -74,15 +87,31 @@ pub struct Standing {
 #[derive(Debug)]
 enum Command {
     /// A request stream to a peer, made if need be.
-    Link { to: NodeId, done: oneshot::Sender<Result<rpc::client::ClientLink, String>> },
+    Link {
+        to: NodeId,
+        done: oneshot::Sender<Result<rpc::client::ClientLink, String>>,
+    },
     /// A blob stream to a peer.
-    OpenBlob { to: NodeId, done: oneshot::Sender<Result<BlobStream, String>> },
-    Publish { topic: Topic, data: bytes::Bytes, done: oneshot::Sender<Result<(), GossipError>> },
+    OpenBlob {
+        to: NodeId,
+        done: oneshot::Sender<Result<BlobStream, String>>,
+    },
+    Publish {
+        topic: Topic,
+        data: bytes::Bytes,
+        done: oneshot::Sender<Result<(), GossipError>>,
+    },
     /// Subscribers of the topic came or went.
     Topic(Topic),
     Dht(dht::Command),
-    Dial { address: Multiaddr, done: oneshot::Sender<Result<PeerIdentity, String>> },
-    Disconnect { node: NodeId, reason: String },
+    Dial {
+        address: Multiaddr,
+        done: oneshot::Sender<Result<PeerIdentity, String>>,
+    },
+    Disconnect {
+        node: NodeId,
+        reason: String,
+    },
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Status(oneshot::Sender<NetStatus>),
     Listeners(oneshot::Sender<Vec<Multiaddr>>),
@@ -153,7 +182,9 @@ impl NetHandle {
             let (responses, inbound) = rpc::local(self.shared.local, request);
             return match self.shared.services.deliver(inbound) {
                 rpc::server::Delivered::Taken => Ok(responses),
-                rpc::server::Delivered::Refused(code, detail) => Err(RpcError::Refused { code, detail: detail.to_owned() }),
+                rpc::server::Delivered::Refused(code, detail) => {
+                    Err(RpcError::Refused { code, detail: detail.to_owned() })
+                }
             };
         }
         // A link that has just ended gives the request back; the second one is new.

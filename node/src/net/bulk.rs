@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 /// Blob streams that one peer may have open here.
 pub const STREAMS_PER_PEER: usize = 16;
 /// Blob streams that all peers may have open here.
-pub const STREAMS_MAX: usize = 256;
+pub(super) const STREAMS_MAX: usize = 256;
 /// Inbound streams waiting for the transfer service.
 pub(super) const ACCEPT_QUEUE: usize = 64;
 /// Nothing moved for so long: the other side is gone, or means to keep us busy.
@@ -128,9 +128,9 @@ impl AsyncRead for BlobStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = match &mut self.transport {
             Transport::Local(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Mesh(stream) => Pin::new(stream)
-                .poll_read(cx, buf.initialize_unfilled())
-                .map_ok(|n| buf.advance(n)),
+            Transport::Mesh(stream) => {
+                Pin::new(stream).poll_read(cx, buf.initialize_unfilled()).map_ok(|n| buf.advance(n))
+            }
         };
         self.progress(cx, polled)
     }

@@ -6,6 +6,8 @@
 //! Invariants: a value is stored only if it is a [`ModelRecord`], signed, unexpired, of this mesh, and under the key that
 //! follows from its signer and name; it replaces only an older one. Records of a peer without a certificate never arrive.
 
+mod store;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
@@ -18,6 +20,12 @@ use sundara_proto::units::UnixMillis;
 use sundara_proto::wire::{self, limit};
 use tokio::sync::oneshot;
 
+pub(super) use store::{ADDRESSES, Store};
+
+/// Life of a provider entry at others; renewed every six hours.
+pub(super) const PROVIDER_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Lookups of this node that run at once.
+pub(super) const QUERIES_MAX: usize = 256;
 /// Records found by one lookup that are looked at.
 pub(super) const FOUND_MAX: usize = 64;
 

@@ -34,14 +34,14 @@ use sundara_proto::wire::WireError;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Responses that may be under way to a caller that has not read them; part of the protocol, both sides count alike.
-pub const CREDIT: u32 = 16;
+const CREDIT: u32 = 16;
 /// Requests that one peer may have open here, and that this node may have open at one peer. A requester keeps a request
 /// open for each of its jobs in flight.
-pub const OPEN_MAX: usize = 16_384;
+const OPEN_MAX: usize = 16_384;
 /// Bytes of one peer's requests that may wait for a service, so that no peer fills the queue for all.
-pub const QUEUED_BYTES_PEER: usize = 16 << 20;
+const QUEUED_BYTES_PEER: usize = 16 << 20;
 /// Bytes of all peers' requests that may wait for a service.
-pub const QUEUED_BYTES_ALL: usize = 128 << 20;
+const QUEUED_BYTES_ALL: usize = 128 << 20;
 /// Commands waiting for one stream.
 const COMMANDS: usize = 1024;
 /// Frames handled in one poll before other tasks get their turn.

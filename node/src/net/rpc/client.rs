@@ -53,10 +53,7 @@ impl ClientLink {
     }
 
     /// Opens a request. `Err` gives the request back when the stream has ended.
-    pub(crate) async fn open(
-        &self,
-        kind: pb::request::Kind,
-    ) -> Result<Result<Responses, RpcError>, pb::request::Kind> {
+    pub(crate) async fn open(&self, kind: pb::request::Kind) -> Result<Result<Responses, RpcError>, pb::request::Kind> {
         let request = pb::Request { kind: Some(kind) };
         let len = request.encoded_len();
         if len > limit::RPC_REQUEST {
@@ -88,11 +85,6 @@ pub(crate) struct ClientDriver<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ClientDriver<S> {
-    /// Requests without an answer yet.
-    pub(crate) fn open_calls(&self) -> usize {
-        self.calls.len()
-    }
-
     fn on_command(&mut self, command: Command) {
         use pb::frame::Body;
         match command {

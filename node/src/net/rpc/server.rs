@@ -192,7 +192,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerDriver<S> {
                 self.close_call(frame.id);
                 Ok(())
             }
-            Some(Body::Response(_) | Body::Failure(_)) => Err(LinkError::Protocol("an answer on the stream of requests")),
+            Some(Body::Response(_) | Body::Failure(_)) => {
+                Err(LinkError::Protocol("an answer on the stream of requests"))
+            }
             None => Err(LinkError::Protocol("a frame of no known kind")),
         }
     }
