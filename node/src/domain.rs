@@ -8,9 +8,11 @@
 //! go in, data comes out, and a service performs it. Nothing here reads a clock, draws randomness of its own, touches a
 //! socket or waits; time, seeds and secrets are arguments. So the simulator drives the very code that a node runs.
 
+pub mod admission;
 pub mod audit;
 pub mod job;
 pub mod schedule;
+pub mod score;
 pub mod verify;
 
 use std::fmt;
