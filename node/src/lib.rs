@@ -1,4 +1,5 @@
 //! skeleton
+pub mod blobs;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
@@ -8,6 +9,7 @@ pub mod http;
 pub mod net;
 pub mod presets;
 pub mod service;
+pub mod services;
 pub mod store;
 #[cfg(feature = "cli")]
 pub mod telemetry;
