@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod audit;
+pub mod catalog;
 pub mod job;
 pub mod schedule;
 pub mod score;
