@@ -4,6 +4,7 @@
 //! node installs nothing global: no subscriber, no panic hook, no signal handler.
 
 pub mod jobs;
+mod metrics;
 mod models;
 mod status;
 
@@ -24,7 +25,7 @@ pub use crate::services::{miner::LoggedOffer, work::Misbehaviour, work::invite::
 pub use jobs::{
     JobEvent, JobFailure, JobHandle, JobInput, JobOrder, JobPhase, JobResult, JobSummary, Jobs, ProgramRef, SubmitError,
 };
-pub use models::Models;
+pub use models::{Collected, Listed, LocalModel, Models, Published, RegistryError, Shown};
 pub use status::Status;
 #[cfg(feature = "executor")]
 pub use status::{DispatchStatus, ExecutorStatus};
@@ -74,7 +75,7 @@ impl Node {
 
     /// Models: publish, find, fetch, keep.
     pub fn models(&self) -> Models {
-        Models { registry: self.parts.registry.clone(), key: self.parts.key.clone() }
+        Models { registry: self.parts.registry.clone() }
     }
 
     /// Everything known of other nodes.
@@ -85,6 +86,19 @@ impl Node {
     /// How this node is.
     pub async fn status(&self) -> Status {
         Status::of(&self.parts).await
+    }
+
+    /// What the node counts, as OpenMetrics text.
+    ///
+    /// # Errors
+    /// When a metric cannot be written, a mistake in our own code.
+    pub async fn metrics(&self) -> Result<String, std::fmt::Error> {
+        metrics::text(&self.parts, &self.status().await)
+    }
+
+    /// Whether it takes offers.
+    pub fn is_miner(&self) -> bool {
+        self.parts.config.node.roles.contains(&crate::presets::Role::Miner)
     }
 
     /// Offers that this miner declined or served, newest first. Empty on other nodes.

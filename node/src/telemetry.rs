@@ -44,6 +44,18 @@ pub enum TelemetryError {
 /// # Errors
 /// See [`TelemetryError`].
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
+    set(config, true)
+}
+
+/// [`init`], with nothing on standard error: for a program that draws there.
+///
+/// # Errors
+/// See [`TelemetryError`].
+pub fn init_file_only(config: &LogConfig) -> Result<(), TelemetryError> {
+    set(config, false)
+}
+
+fn set(config: &LogConfig, stderr: bool) -> Result<(), TelemetryError> {
     let filter = EnvFilter::builder()
         .parse(&config.level)
         .map_err(|source| TelemetryError::Filter { filter: config.level.clone(), source })?;
@@ -55,9 +67,11 @@ pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
         }
     };
     // Colours would go into the file too.
-    let ansi = file.is_none() && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let ansi = file.is_none() && stderr && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let writer = match file {
-        Some(file) => BoxMakeWriter::new(io::stderr.and(Arc::new(file))),
+        Some(file) if stderr => BoxMakeWriter::new(io::stderr.and(Arc::new(file))),
+        Some(file) => BoxMakeWriter::new(Arc::new(file)),
+        None if !stderr => BoxMakeWriter::new(io::sink),
         None => BoxMakeWriter::new(io::stderr),
     };
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);

@@ -90,6 +90,14 @@ impl Member {
         }
     }
 
+    /// The log file of a child process, where it is one.
+    pub fn log(&self) -> Option<&Path> {
+        match &self.running {
+            Running::Here(_) => None,
+            Running::Child(child) => Some(child.log()),
+        }
+    }
+
     /// The child process, where it is one.
     pub fn child(&mut self) -> Option<&mut ChildNode> {
         match &mut self.running {

@@ -330,7 +330,14 @@ pub enum ModelCommand {
     /// Fetch a model's blobs, then provide them in turn.
     Fetch(ModelArgs),
     /// Keep a model whatever the disk cap says.
-    Pin(ModelArgs),
+    Pin {
+        /// Keep it no longer.
+        #[arg(long)]
+        undo: bool,
+        /// Which.
+        #[command(flatten)]
+        model: ModelArgs,
+    },
     /// Remove a model from this node.
     Rm(ModelArgs),
     /// Remove blobs that nothing needs.

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::exit::{CliError, CliResult, Exit};
 use super::jobs::encode;
 use super::out::{self, Out};
-use crate::http::{Items, ModelRequest, PublishRequest};
+use crate::http::{Items, ModelRequest, PinRequest, PublishRequest};
 
 pub(super) async fn run(command: ModelCommand) -> CliResult {
     match command {
@@ -28,7 +28,12 @@ pub(super) async fn run(command: ModelCommand) -> CliResult {
             show(&args.client, &model)
         }
         ModelCommand::Fetch(args) => act(&args, "fetch", "fetching").await,
-        ModelCommand::Pin(args) => act(&args, "pin", "pinning").await,
+        ModelCommand::Pin { undo, model } => {
+            let body = PinRequest { model: model.model.clone(), pinned: Some(!undo) };
+            let client = Client::new(&model.client.api)?;
+            let answer: Value = client.json(Method::POST, "/v1/models/pin", Some(&body)).await?;
+            show(&model.client, &answer)
+        }
         ModelCommand::Rm(args) => act(&args, "rm", "removing").await,
         ModelCommand::Gc(client) => {
             let freed: Value = Client::new(&client.api)?.json(Method::POST, "/v1/models/gc", Some(&json!({}))).await?;

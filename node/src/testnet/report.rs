@@ -115,6 +115,11 @@ impl Tally {
         }
     }
 
+    /// Miners caught so far.
+    pub fn caught_count(&self) -> usize {
+        self.miners.values().filter(|(_, caught)| *caught).count()
+    }
+
     /// Counts so far.
     pub fn counts(&self) -> JobCounts {
         self.counts

@@ -1,0 +1,79 @@
+//! Routes of the node itself.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::{JsonBody, Query, Shared, list_limit};
+use crate::api::Status;
+use crate::http::error::{ApiError, Code};
+use crate::http::types::{InviteRequest, Items, Limit};
+
+/// The description of this API, as programs read it.
+pub(in crate::http) const OPENAPI: &str = include_str!("../openapi.json");
+/// Life of an invite unless the request says otherwise.
+const INVITE_LIFE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+
+/// `GET /health`: the process answers.
+pub(super) async fn health() -> Json<serde_json::Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// `GET /ready`: the node can do its work; 503 and what is missing while it cannot.
+pub(super) async fn ready(State(shared): State<Shared>) -> Response {
+    let status = shared.node.status().await;
+    let ready = status.is_ready();
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "ready": ready, "missing": status.missing }))).into_response()
+}
+
+/// `GET /v1/openapi.json`.
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// `GET /metrics`: OpenMetrics text.
+pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, ApiError> {
+    let text = shared.node.metrics().await.map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// `GET /v1/status`.
+pub(super) async fn status(State(shared): State<Shared>) -> Json<Status> {
+    Json(shared.node.status().await)
+}
+
+/// `GET /v1/peers`.
+pub(super) async fn peers(State(shared): State<Shared>) -> Response {
+    Json(Items { items: shared.node.peers().await }).into_response()
+}
+
+/// `GET /v1/miner/jobs`: offers to this miner with what became of them.
+#[cfg(feature = "executor")]
+pub(super) async fn miner_jobs(
+    State(shared): State<Shared>,
+    Query(limit): Query<Limit>,
+) -> Result<Response, ApiError> {
+    if !shared.node.is_miner() {
+        return Err(ApiError::new(Code::NotServed, "this node is no miner").hint("start it with --role miner"));
+    }
+    let log = shared.node.miner_jobs(list_limit(limit.limit));
+    let items = log.map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
+    Ok(Json(Items { items }).into_response())
+}
+
+/// `POST /v1/executors/invites`: a one-time secret for an executor of this miner or validator.
+#[cfg(feature = "executor")]
+pub(super) async fn invite(
+    State(shared): State<Shared>,
+    JsonBody(body): JsonBody<InviteRequest>,
+) -> Result<Response, ApiError> {
+    let life = body.life_s.map_or(INVITE_LIFE_DEFAULT, Duration::from_secs);
+    let invite = shared.node.invite_executor(life).await.map_err(|e| ApiError::new(Code::Refused, e.to_string()))?;
+    Ok((StatusCode::CREATED, Json(invite)).into_response())
+}
