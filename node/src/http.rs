@@ -14,6 +14,6 @@ mod types;
 pub use error::{ApiError, Code, ErrorBody};
 pub use serve::HttpError;
 pub use types::{
-    EventView, InlineBytes, InviteRequest, Items, JobRequest, JobView, Limit, MinerView, ModelRequest, PublishRequest,
-    ResultView,
+    EventView, InlineBytes, InviteRequest, Items, JobRequest, JobView, Limit, MinerView, ModelRequest, PinRequest,
+    PublishRequest, ResultView,
 };
