@@ -19,8 +19,7 @@ use crate::outcome::{Execution, Outcome, TrapKind, Usage};
 use crate::output::{OutputWriter, WriteEnd};
 use crate::pool::Pool;
 use crate::{
-    Environment, ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink, Program, RuntimeError,
-    Setup, random,
+    Environment, ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink, Program, RuntimeError, Setup, random,
 };
 
 /// The jobs. Each reads `input`, `params`, `seed` and `/model` as a wasm guest would.
@@ -41,14 +40,10 @@ use crate::{
 /// | `alloc` | allocates for ever |
 /// | `sleep` | waits until it is stopped |
 pub const JOBS: [&str; 13] = [
-    "echo", "blake3", "params", "seed", "random", "model", "stderr", "exit", "trap", "spin",
-    "flood", "alloc", "sleep",
+    "echo", "blake3", "params", "seed", "random", "model", "stderr", "exit", "trap", "spin", "flood", "alloc", "sleep",
 ];
 
-const IDENTITY: EngineIdentity<'static> = EngineIdentity {
-    flags: "builtin/1",
-    version: env!("CARGO_PKG_VERSION"),
-};
+const IDENTITY: EngineIdentity<'static> = EngineIdentity { flags: "builtin/1", version: env!("CARGO_PKG_VERSION") };
 /// Fuel and bytes of one step of the endless jobs.
 const STEP: usize = 64 << 10;
 /// Callers that may wait for a worker: far above any testnet's burst.
@@ -69,9 +64,7 @@ impl BuiltinRuntime {
     /// A runtime with one worker a processor.
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            pool: Pool::new("builtin", threads, QUEUE_MAX),
-        }
+        Self { pool: Pool::new("builtin", threads, QUEUE_MAX) }
     }
 }
 
@@ -108,14 +101,7 @@ impl JobRuntime for BuiltinRuntime {
             memory: 0,
             request,
         };
-        drive(
-            &control,
-            wall,
-            &cancel,
-            || (),
-            slot.run(move || job.execute()),
-        )
-        .await?
+        drive(&control, wall, &cancel, || (), slot.run(move || job.execute())).await?
     }
 
     fn env_id(&self, environment: &Environment) -> [u8; 32] {
@@ -174,10 +160,7 @@ impl Job {
             wall: start.elapsed(),
             output_bytes: self.writer.written(),
         };
-        let tail = self
-            .stderr
-            .len()
-            .saturating_sub(crate::limits::STDERR_TAIL_BYTES);
+        let tail = self.stderr.len().saturating_sub(crate::limits::STDERR_TAIL_BYTES);
         Ok(Execution {
             outcome,
             output_digest: outcome.is_result().then(|| self.writer.digest()),
@@ -207,9 +190,7 @@ impl Job {
     fn body(&mut self) -> Result<(), End> {
         self.burn(1)?;
         let input = self.request.input.clone();
-        let name = job_name(&self.request.setup)
-            .map_err(End::Fault)?
-            .to_owned();
+        let name = job_name(&self.request.setup).map_err(End::Fault)?.to_owned();
         match name.as_str() {
             "echo" => self.write(&input),
             "blake3" => {
@@ -267,19 +248,10 @@ impl Job {
     fn model(&mut self) -> Result<(), End> {
         let setup = Arc::clone(&self.request.setup);
         let params = self.request.params.clone();
-        let Some(artifact) = setup
-            .artifacts
-            .iter()
-            .find(|artifact| artifact.name.as_bytes() == &params[..])
-        else {
+        let Some(artifact) = setup.artifacts.iter().find(|artifact| artifact.name.as_bytes() == &params[..]) else {
             return Err(End::Outcome(Outcome::ExitCode(1)));
         };
-        let fault = |source| {
-            End::Fault(RuntimeError::Read {
-                what: format!("artifact {}", artifact.name),
-                source,
-            })
-        };
+        let fault = |source| End::Fault(RuntimeError::Read { what: format!("artifact {}", artifact.name), source });
         let mut file = std::fs::File::open(&artifact.path).map_err(fault)?;
         let mut block = vec![0; STEP];
         loop {

@@ -33,9 +33,7 @@ impl RunControl {
             AbortReason::WallClock => WALL_CLOCK,
             AbortReason::Cancelled => CANCELLED,
         };
-        let _ = self
-            .reason
-            .compare_exchange(RUNNING, code, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.reason.compare_exchange(RUNNING, code, Ordering::AcqRel, Ordering::Acquire);
         self.wake.cancel();
     }
 
@@ -93,11 +91,7 @@ pub(crate) async fn drive<T>(
     work: impl Future<Output = T>,
 ) -> T {
     let mut work = pin!(work);
-    let mut guard = StopOnDrop {
-        control,
-        interrupt,
-        armed: true,
-    };
+    let mut guard = StopOnDrop { control, interrupt, armed: true };
     let done = tokio::select! {
         biased;
         done = &mut work => done,
@@ -141,23 +135,14 @@ mod tests {
         control.stop(AbortReason::WallClock);
         control.stop(AbortReason::Cancelled);
         assert_eq!(control.stopped(), Some(AbortReason::WallClock));
-        assert_eq!(
-            control.wait(std::future::pending::<()>()),
-            Err(AbortReason::WallClock)
-        );
+        assert_eq!(control.wait(std::future::pending::<()>()), Err(AbortReason::WallClock));
     }
 
     #[tokio::test]
     async fn a_dropped_drive_stops_the_run() {
         let control = Arc::new(RunControl::default());
         let cancel = CancellationToken::new();
-        let mut driven = Box::pin(drive(
-            &control,
-            Duration::MAX,
-            &cancel,
-            || (),
-            std::future::pending::<()>(),
-        ));
+        let mut driven = Box::pin(drive(&control, Duration::MAX, &cancel, || (), std::future::pending::<()>()));
         assert!(futures_poll_once(driven.as_mut()).is_pending());
         drop(driven);
         assert_eq!(control.stopped(), Some(AbortReason::Cancelled));

@@ -54,28 +54,12 @@ mod tests {
 
     #[test]
     fn fields_are_length_prefixed() {
-        let engine = EngineIdentity {
-            flags: "ab",
-            version: "c",
-        };
-        let shifted = EngineIdentity {
-            flags: "a",
-            version: "bc",
-        };
-        let environment = Environment {
-            program: [1; 32],
-            model_root: [2; 32],
-            quantisation: String::new(),
-        };
+        let engine = EngineIdentity { flags: "ab", version: "c" };
+        let shifted = EngineIdentity { flags: "a", version: "bc" };
+        let environment = Environment { program: [1; 32], model_root: [2; 32], quantisation: String::new() };
         assert_ne!(env_id(&environment, engine), env_id(&environment, shifted));
-        assert_eq!(
-            env_id(&environment, engine),
-            env_id(&environment.clone(), engine)
-        );
-        let quantised = Environment {
-            quantisation: "q8".into(),
-            ..environment.clone()
-        };
+        assert_eq!(env_id(&environment, engine), env_id(&environment.clone(), engine));
+        let quantised = Environment { quantisation: "q8".into(), ..environment.clone() };
         assert_ne!(env_id(&environment, engine), env_id(&quantised, engine));
     }
 }

@@ -3,6 +3,8 @@
 //! Whatever a correct executor would answer too is an [`crate::Outcome`] (a trap, an invalid module, a limit); what
 //! only this machine suffers is a [`RuntimeError`], and another executor may well succeed.
 
+use std::sync::Arc;
+
 /// A fault of the executor. The job's own faults are outcomes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -52,6 +54,9 @@ pub enum RuntimeError {
     /// The engine could not be made or failed for reasons of this machine.
     #[error("wasm engine: {0}")]
     Engine(String),
+    /// The program could not be loaded; all that waited for it get the same fault.
+    #[error(transparent)]
+    Loading(Arc<RuntimeError>),
     /// The runtime is shutting down.
     #[error("the runtime is shutting down")]
     Closed,
@@ -60,7 +65,11 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// Whether the same request may succeed later on this executor.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Busy { .. })
+        match self {
+            Self::Busy { .. } => true,
+            Self::Loading(fault) => fault.is_retryable(),
+            _ => false,
+        }
     }
 }
 

@@ -37,20 +37,20 @@ mod pool;
 mod random;
 mod request;
 mod set;
+pub mod wasm;
 
 pub use builtin::BuiltinRuntime;
 pub use env::Environment;
 pub use error::RuntimeError;
 pub use limits::Limits;
-pub use outcome::{
-    AbortReason, Execution, IndeterminateReason, InitFault, InvalidModule, Outcome, TrapKind, Usage,
-};
+pub use outcome::{AbortReason, Execution, IndeterminateReason, InitFault, InvalidModule, Outcome, TrapKind, Usage};
 pub use output::{OUTPUT_CHUNK_BYTES_MAX, OUTPUT_CHUNKS_MAX, OutputSink, OutputStream};
 pub use request::{
-    ARTIFACT_NAME_BYTES_MAX, ARTIFACTS_MAX, Artifact, ENTRY_DEFAULT, ExecutionRequest, JobKind,
-    ModuleBytes, ModuleSource, Program, Setup,
+    ARTIFACT_NAME_BYTES_MAX, ARTIFACTS_MAX, Artifact, ENTRY_DEFAULT, ExecutionRequest, JobKind, ModuleBytes,
+    ModuleSource, Program, Setup,
 };
 pub use set::RuntimeSet;
+pub use wasm::{WasmConfig, WasmRuntime, WasmTarget};
 
 /// One backend.
 #[async_trait]

@@ -53,6 +53,8 @@ pub enum InvalidModule {
     NoEntry = 3,
     /// More memories, tables, instances or bytes than the environment allows.
     TooLarge = 4,
+    /// A component with an init export whose memory cannot be snapshot.
+    NoSnapshot = 5,
 }
 
 /// How the init export failed. The numbers are stable.

@@ -33,12 +33,7 @@ impl OutputSink {
     /// A connected pair.
     pub fn channel() -> (Self, OutputStream) {
         let (sender, receiver) = mpsc::channel(OUTPUT_CHUNKS_MAX);
-        (
-            Self {
-                sender: Some(sender),
-            },
-            OutputStream { receiver },
-        )
+        (Self { sender: Some(sender) }, OutputStream { receiver })
     }
 
     /// A sink that delivers nothing: only the digest is wanted.
@@ -77,13 +72,7 @@ pub(crate) struct OutputWriter {
 impl OutputWriter {
     /// A writer that takes `limit` bytes.
     pub(crate) fn new(sink: OutputSink, limit: u64) -> Self {
-        Self {
-            sender: sink.sender,
-            pending: Vec::new(),
-            hasher: blake3::Hasher::new(),
-            written: 0,
-            limit,
-        }
+        Self { sender: sink.sender, pending: Vec::new(), hasher: blake3::Hasher::new(), written: 0, limit }
     }
 
     /// Bytes taken so far.
@@ -103,20 +92,14 @@ impl OutputWriter {
 
     /// Takes bytes up to the limit; blocks while the channel and a chunk behind it are full.
     pub(crate) fn write(&mut self, bytes: &[u8], control: &RunControl) -> Result<(), WriteEnd> {
-        let taken = usize::try_from(self.room())
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
+        let taken = usize::try_from(self.room()).unwrap_or(usize::MAX).min(bytes.len());
         let (kept, excess) = bytes.split_at(taken);
         self.hasher.update(kept);
         self.written += kept.len() as u64;
         for piece in kept.chunks(OUTPUT_CHUNK_BYTES_MAX) {
             self.offer(piece, control)?;
         }
-        if excess.is_empty() {
-            Ok(())
-        } else {
-            Err(WriteEnd::Limit)
-        }
+        if excess.is_empty() { Ok(()) } else { Err(WriteEnd::Limit) }
     }
 
     /// Delivers what is still waiting; called once, at the end.
@@ -164,9 +147,7 @@ impl OutputWriter {
         };
         if let Err(mpsc::error::TrySendError::Full(chunk)) = sender.try_send(chunk) {
             // An error means that the receiver is gone, which stops delivery and not the job.
-            let _ = control
-                .wait(sender.send(chunk))
-                .map_err(WriteEnd::Stopped)?;
+            let _ = control.wait(sender.send(chunk)).map_err(WriteEnd::Stopped)?;
         }
         Ok(())
     }
@@ -206,10 +187,7 @@ mod tests {
             sent += 1;
         }
         control.stop(AbortReason::WallClock);
-        assert_eq!(
-            writer.write(b"x", &control),
-            Err(WriteEnd::Stopped(AbortReason::WallClock))
-        );
+        assert_eq!(writer.write(b"x", &control), Err(WriteEnd::Stopped(AbortReason::WallClock)));
         let mut chunks = 0;
         while stream.receiver.try_recv().is_ok() {
             chunks += 1;
@@ -224,9 +202,7 @@ mod tests {
         let control = RunControl::default();
         let mut writer = OutputWriter::new(sink, u64::MAX);
         for _ in 0..100 {
-            writer
-                .write(&[7; OUTPUT_CHUNK_BYTES_MAX], &control)
-                .unwrap();
+            writer.write(&[7; OUTPUT_CHUNK_BYTES_MAX], &control).unwrap();
         }
         writer.finish(&control).unwrap();
         assert_eq!(writer.written(), 100 * OUTPUT_CHUNK_BYTES_MAX as u64);

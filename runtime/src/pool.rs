@@ -56,10 +56,7 @@ impl Shared {
                 if queue.closed {
                     return;
                 }
-                queue = self
-                    .ready
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
             work();
@@ -107,16 +104,10 @@ impl Pool {
                 if queued >= self.queue_max {
                     return Err(RuntimeError::Busy { queued });
                 }
-                Arc::clone(&self.permits)
-                    .acquire_owned()
-                    .await
-                    .map_err(|_| RuntimeError::Closed)?
+                Arc::clone(&self.permits).acquire_owned().await.map_err(|_| RuntimeError::Closed)?
             }
         };
-        Ok(Slot {
-            shared: Arc::clone(&self.shared),
-            permit,
-        })
+        Ok(Slot { shared: Arc::clone(&self.shared), permit })
     }
 
     fn start(&self) {
@@ -136,6 +127,16 @@ impl Pool {
 }
 
 impl Slot {
+    /// Starts `work` on the worker and does not wait; it must not panic.
+    pub(crate) fn spawn(self, work: impl FnOnce() + Send + 'static) {
+        let Self { shared, permit } = self;
+        shared.lock().work.push_back(Box::new(move || {
+            work();
+            drop(permit);
+        }));
+        shared.ready.notify_one();
+    }
+
     /// Runs `work` on the worker. The slot is given back when the work ends, even if the future is dropped.
     pub(crate) async fn run<T: Send + 'static>(
         self,
@@ -152,10 +153,7 @@ impl Slot {
         shared.ready.notify_one();
         match result.await {
             Ok(Ok(output)) => Ok(output),
-            Ok(Err(panic)) => Err(RuntimeError::Engine(format!(
-                "worker panicked: {}",
-                panic_text(&*panic)
-            ))),
+            Ok(Err(panic)) => Err(RuntimeError::Engine(format!("worker panicked: {}", panic_text(&*panic)))),
             Err(_) => Err(RuntimeError::Closed),
         }
     }
@@ -190,10 +188,7 @@ mod tests {
         let (release, held) = mpsc::channel::<()>();
         let slot = pool.slot().await.unwrap();
         let first = tokio::spawn(slot.run(move || held.recv().is_ok()));
-        assert!(matches!(
-            pool.slot().await,
-            Err(RuntimeError::Busy { queued: 0 })
-        ));
+        assert!(matches!(pool.slot().await, Err(RuntimeError::Busy { queued: 0 })));
         release.send(()).unwrap();
         assert!(first.await.unwrap().unwrap());
         let failed = pool.slot().await.unwrap().run(|| panic!("boom")).await;

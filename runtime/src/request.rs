@@ -64,18 +64,12 @@ impl ModuleSource {
     /// A module in memory; the digest is computed here.
     pub fn inline(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self {
-            digest: *blake3::hash(&bytes).as_bytes(),
-            bytes: ModuleBytes::Inline(bytes),
-        }
+        Self { digest: *blake3::hash(&bytes).as_bytes(), bytes: ModuleBytes::Inline(bytes) }
     }
 
     /// A module in a file, with the digest that its bytes must have.
     pub fn path(digest: [u8; 32], path: impl Into<PathBuf>) -> Self {
-        Self {
-            digest,
-            bytes: ModuleBytes::Path(path.into()),
-        }
+        Self { digest, bytes: ModuleBytes::Path(path.into()) }
     }
 }
 
@@ -140,13 +134,7 @@ pub struct Setup {
 impl Setup {
     /// A program alone: no init, no artifacts, no model.
     pub fn new(program: Program) -> Self {
-        Self {
-            program,
-            init: None,
-            artifacts: Vec::new(),
-            model_root: [0; 32],
-            quantisation: String::new(),
-        }
+        Self { program, init: None, artifacts: Vec::new(), model_root: [0; 32], quantisation: String::new() }
     }
 
     /// A builtin job by name.
@@ -171,19 +159,10 @@ impl Setup {
     pub fn validate(&self) -> Result<(), RuntimeError> {
         let refuse = |what: String| Err(RuntimeError::InvalidRequest(what));
         if self.artifacts.len() > ARTIFACTS_MAX {
-            return refuse(format!(
-                "{} artifacts, at most {ARTIFACTS_MAX}",
-                self.artifacts.len()
-            ));
+            return refuse(format!("{} artifacts, at most {ARTIFACTS_MAX}", self.artifacts.len()));
         }
-        if self
-            .init
-            .as_ref()
-            .is_some_and(|name| name.len() > EXPORT_NAME_BYTES_MAX)
-        {
-            return refuse(format!(
-                "init export name above {EXPORT_NAME_BYTES_MAX} bytes"
-            ));
+        if self.init.as_ref().is_some_and(|name| name.len() > EXPORT_NAME_BYTES_MAX) {
+            return refuse(format!("init export name above {EXPORT_NAME_BYTES_MAX} bytes"));
         }
         let mut files = HashSet::new();
         let mut directories = HashSet::new();
@@ -192,9 +171,7 @@ impl Setup {
                 return refuse(format!("artifact name {name:?} is too long or holds a NUL"));
             }
             if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
-                return refuse(format!(
-                    "artifact name {name:?} is not a plain relative path"
-                ));
+                return refuse(format!("artifact name {name:?} is not a plain relative path"));
             }
             if !files.insert(name.as_str()) {
                 return refuse(format!("artifact name {name:?} stands twice"));

@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Environment, Execution, ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink,
-    RuntimeError, Setup,
-};
+use crate::{Environment, Execution, ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink, RuntimeError, Setup};
 
 /// The backends of one executor, at most one a kind.
 #[derive(Clone, Default)]
@@ -39,10 +36,7 @@ impl RuntimeSet {
     /// # Errors
     /// [`RuntimeError::Unsupported`] when there is none.
     pub fn get(&self, kind: JobKind) -> Result<&Arc<dyn JobRuntime>, RuntimeError> {
-        self.backends
-            .iter()
-            .find(|backend| backend.kind() == kind)
-            .ok_or(RuntimeError::Unsupported(kind))
+        self.backends.iter().find(|backend| backend.kind() == kind).ok_or(RuntimeError::Unsupported(kind))
     }
 
     /// [`JobRuntime::prepare`] on the backend of the program's kind.
@@ -63,20 +57,14 @@ impl RuntimeSet {
         output: OutputSink,
         cancel: CancellationToken,
     ) -> Result<Execution, RuntimeError> {
-        self.get(request.setup.program.kind())?
-            .run(request, output, cancel)
-            .await
+        self.get(request.setup.program.kind())?.run(request, output, cancel).await
     }
 
     /// [`JobRuntime::env_id`] on the backend of the program's kind.
     ///
     /// # Errors
     /// [`RuntimeError::Unsupported`].
-    pub fn env_id(
-        &self,
-        kind: JobKind,
-        environment: &Environment,
-    ) -> Result<[u8; 32], RuntimeError> {
+    pub fn env_id(&self, kind: JobKind, environment: &Environment) -> Result<[u8; 32], RuntimeError> {
         Ok(self.get(kind)?.env_id(environment))
     }
 }
