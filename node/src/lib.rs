@@ -10,6 +10,8 @@ pub mod net;
 pub mod presets;
 pub mod service;
 pub mod services;
+#[cfg(test)]
+mod sim;
 pub mod store;
 #[cfg(feature = "cli")]
 pub mod telemetry;

@@ -141,12 +141,7 @@ impl JobMachine {
     }
 
     /// Applies a change to a live job and sees to what follows from it.
-    fn on(
-        &mut self,
-        id: JobId,
-        out: &mut Vec<Output>,
-        change: impl FnOnce(&mut Core, &mut Job, &mut Vec<Output>),
-    ) {
+    fn on(&mut self, id: JobId, out: &mut Vec<Output>, change: impl FnOnce(&mut Core, &mut Job, &mut Vec<Output>)) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         change(&mut self.core, job, out);
         if job.phase == Phase::Done {
@@ -355,13 +350,26 @@ impl JobMachine {
     }
 }
 
+#[cfg(test)]
+impl JobMachine {
+    /// Nothing is held by jobs that are over.
+    pub(crate) fn assert_idle(&self) {
+        assert!(self.jobs.is_empty());
+        assert_eq!(self.core.waiting.len(), 0, "jobs wait that are over");
+        assert_eq!((self.core.audits_running, self.core.audit_queue.len()), (0, 0), "audits of jobs that are over");
+        assert_eq!(self.core.fleet.all_in_flight(), 0, "slots of jobs that are over");
+    }
+}
+
 impl Core {
     fn overdue(&mut self, job: &mut Job, now: Now, out: &mut Vec<Output>) {
         // Every round moves a stage on, and new deadlines lie ahead, so this ends.
         while let Some(place) = job.slots.iter().position(|slot| slot.pending() && slot.deadline <= now.mono) {
             let Some(seat) = job.slots[place].seat else { return };
             let reason = match job.slots[place].stage {
-                Stage::Offered => format!("did not answer its offer within {} ms (jobs.accept_ms)", self.config.accept_ms),
+                Stage::Offered => {
+                    format!("did not answer its offer within {} ms (jobs.accept_ms)", self.config.accept_ms)
+                }
                 Stage::Asked(_) => format!("did not reveal within {} ms (jobs.reveal_ms)", self.config.reveal_ms),
                 _ => "gave no result in time".to_owned(),
             };

@@ -52,6 +52,8 @@ impl Core {
         let (reason, detail) = answer;
         match job.slots[place].stage {
             Stage::Offered => {}
+            // Only its echo: the part is running.
+            Stage::Accepted if reason == Decline::Duplicate => return,
             // Takes its word back.
             Stage::Accepted => return self.lost(job, part, Loss::Fault, detail, now, out),
             _ => return,

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sundara_proto::advert::ExecutorClass;
-use sundara_proto::attestation::{Attestation, Countersignature, CountersignedAttestation, ExecutorCert, Outcome, Usage};
+use sundara_proto::attestation::{
+    Attestation, Countersignature, CountersignedAttestation, ExecutorCert, Outcome, Usage,
+};
 use sundara_proto::crypto::{Network, Payload, Signed};
 use sundara_proto::id::{BlobId, Digest, EngineId, EnvId, Hotkey, NodeId};
 use sundara_proto::job::{JobSpec, Limits, Program};
@@ -43,8 +45,7 @@ pub(crate) fn hotkey(n: u32) -> Hotkey {
 }
 
 pub(crate) fn profile(n: u32, slots: u32) -> MinerProfile {
-    let class =
-        ExecutorClass { hardware_class: "cpu".to_owned(), slots, engines: vec![engine()], price: 0 };
+    let class = ExecutorClass { hardware_class: "cpu".to_owned(), slots, engines: vec![engine()], price: 0 };
     MinerProfile {
         hotkey: hotkey(n),
         owner: Owner(key(2, n)),
@@ -124,7 +125,8 @@ pub(crate) fn attestation(part: &Part, output: &[u8], now: Now) -> Attestation {
 
 pub(crate) fn countersigned(part: &Part, attestation: &Attestation) -> Arc<CountersignedAttestation> {
     let attestation = unsigned([4; 32], attestation);
-    let over = Countersignature { attestation: attestation.digest(), job: attestation.job, attempt: attestation.attempt };
+    let over =
+        Countersignature { attestation: attestation.digest(), job: attestation.job, attempt: attestation.attempt };
     Arc::new(CountersignedAttestation { attestation, countersignature: unsigned(part.miner.0, &over) })
 }
 

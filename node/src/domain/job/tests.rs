@@ -15,7 +15,10 @@ use crate::domain::audit::AuditConfig;
 
 /// A config whose draws never choose an audit once the miners are trusted from the start.
 fn trusting() -> JobConfig {
-    JobConfig { audit: AuditConfig { floor: 0.0, clean_min: 0, held_jobs: 30, colluding_share: 0.0 }, ..Default::default() }
+    JobConfig {
+        audit: AuditConfig { floor: 0.0, clean_min: 0, held_jobs: 30, colluding_share: 0.0 },
+        ..Default::default()
+    }
 }
 
 fn machine(config: JobConfig, miners: u32) -> JobMachine {
@@ -177,10 +180,8 @@ fn what_is_revealed_must_match_what_was_committed() {
     let out = machine.handle(reference(job, attempt, b"right", at(5)), at(5));
     let verdict = ruling(&out).unwrap().verdict;
     assert_eq!(verdict.kind, VerdictKind::Audited);
-    let standings: Vec<Standing> = parts
-        .iter()
-        .map(|part| verdict.replicas.iter().find(|r| r.miner == part.miner).unwrap().standing)
-        .collect();
+    let standings: Vec<Standing> =
+        parts.iter().map(|part| verdict.replicas.iter().find(|r| r.miner == part.miner).unwrap().standing).collect();
     assert_eq!(standings, [Standing::Agreed, Standing::Faulted]);
 }
 
@@ -250,8 +251,7 @@ fn foreign_attestations_are_offences_and_wrong_clocks_are_not() {
         let parts = begin(&mut machine, submission(1, 1), at(1));
         let mut attested = attestation(&parts[0], b"right", at(2));
         change(&mut attested);
-        let input =
-            Input::Revealed { part: parts[0], attestation: countersigned(&parts[0], &attested), salt: [0; 32] };
+        let input = Input::Revealed { part: parts[0], attestation: countersigned(&parts[0], &attested), salt: [0; 32] };
         let out = machine.handle(input, at(2));
         assert_eq!(!evidence(&out).is_empty(), offence, "{name}");
         assert!(ruling(&out).is_none(), "{name}");
@@ -297,7 +297,8 @@ fn output_is_forwarded_once_and_without_gaps_when_a_replica_is_replaced() {
         })
     };
     let first = stream_of(&out).unwrap();
-    let chunk = |part, offset, text: &'static str| Input::Output { part, offset, data: Bytes::from_static(text.as_bytes()) };
+    let chunk =
+        |part, offset, text: &'static str| Input::Output { part, offset, data: Bytes::from_static(text.as_bytes()) };
     let forwarded = |out: Vec<Output>| -> Vec<(u64, Bytes)> {
         out.into_iter()
             .filter_map(|o| match o {
@@ -397,7 +398,8 @@ fn an_audit_that_cannot_run_is_tried_again_and_then_said() {
 fn after_a_restart_open_jobs_run_again_audited_and_finished_ones_are_remembered() {
     let mut before = machine(trusting(), 2);
     let out = before.handle(Input::Submitted(Box::new(submission(1, 1))), at(1));
-    let record = out.iter().find_map(|o| if let Output::Persist { record, .. } = o { Some(record.clone()) } else { None });
+    let record =
+        out.iter().find_map(|o| if let Output::Persist { record, .. } = o { Some(record.clone()) } else { None });
     let encoded = prost::Message::encode_to_vec(&*record.unwrap());
     let record: JobRecord = prost::Message::decode(&encoded[..]).unwrap();
 

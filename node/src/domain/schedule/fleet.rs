@@ -198,8 +198,7 @@ impl Fleet {
         let hotkey = *self.nodes.get(node)?;
         let miner = self.miners.get_mut(&hotkey)?;
         miner.connected = connected;
-        let mut lost: Vec<JobId> =
-            if connected { Vec::new() } else { miner.running.iter().copied().collect() };
+        let mut lost: Vec<JobId> = if connected { Vec::new() } else { miner.running.iter().copied().collect() };
         lost.sort_unstable();
         self.refresh(&hotkey, now);
         Some((hotkey, lost))
@@ -379,5 +378,10 @@ impl Fleet {
     /// Slots in use at a miner, for postconditions.
     pub(crate) fn in_flight(&self, hotkey: &Hotkey) -> u32 {
         self.miners.get(hotkey).map_or(0, |miner| miner.classes.iter().map(|class| class.in_flight).sum())
+    }
+
+    /// Slots in use at all miners.
+    pub(crate) fn all_in_flight(&self) -> u32 {
+        self.miners.keys().map(|hotkey| self.in_flight(hotkey)).sum()
     }
 }
