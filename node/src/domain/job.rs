@@ -19,6 +19,8 @@
 //! - Nobody is blamed for a result but by this validator's own executor.
 //! - Maps and queues are bounded by [`JobConfig`]; no input makes the machine walk over all jobs or all miners.
 
+#[cfg(test)]
+mod any;
 mod config;
 mod core;
 mod io;
