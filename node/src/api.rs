@@ -75,7 +75,7 @@ impl Node {
 
     /// Models: publish, find, fetch, keep.
     pub fn models(&self) -> Models {
-        Models { registry: self.parts.registry.clone() }
+        Models { registry: self.parts.registry.clone(), key: self.parts.key.clone() }
     }
 
     /// Everything known of other nodes.

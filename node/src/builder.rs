@@ -22,10 +22,10 @@ use crate::presets::{self, Bundle, Role};
 use crate::service::{Tasks, wall_now};
 use crate::services::directory::Directory;
 use crate::services::jobs::{JobsClient, JobsClientParts};
-use crate::services::registry::RegistryHandle;
+use crate::services::registry::{RegistryHandle, RegistryParts};
+use crate::services::transfer::Transfer;
 #[cfg(feature = "executor")]
 use crate::services::work::{Misbehaviour, invite::Invite};
-use crate::services::{registry, transfer};
 use crate::store::{MemoryStore, SharedStore, SledStore};
 
 /// How long a node's certificate holds. It is renewed at half of it.
@@ -167,7 +167,6 @@ impl NodeBuilder {
 /// A node's parts, shared by every clone of [`Node`].
 pub(crate) struct Parts {
     pub(crate) config: Config,
-    pub(crate) key: HotkeyPair,
     pub(crate) net: NetHandle,
     pub(crate) store: SharedStore,
     pub(crate) blobs: Blobs,
@@ -315,27 +314,26 @@ impl Assembly {
         let blobs = Blobs::open(self.blobs_dir(), self.config.blobs.clone()).await.map_err(|e| data(&e))?;
         let identity =
             NetIdentity { seed: self.node_key.seed().into(), certificate: self.certificate(), known: Vec::new() };
-        let net = net::start(self.config.net.clone(), identity, &tasks.child("net")).await?;
+        let (net, driver) = NetHandle::start(self.config.net.clone(), identity)?;
+        tasks.spawn("net", driver.run(tasks.token()));
         renew_certificate(&self, &net, &tasks);
         let directory = Directory::start(&net, &tasks);
         let (transfer, fetches) = transfer_channel();
-        transfer::start(transfer::TransferParts {
-            config: self.config.transfer.clone(),
-            net: net.clone(),
-            blobs: blobs.clone(),
-            requests: fetches,
-            tasks: tasks.child("transfer"),
-        });
-        let registry = registry::start(registry::RegistryParts {
+        let config = self.config.transfer.clone();
+        let transfers = Transfer::new(blobs.clone(), Arc::new(net.clone()), config, fetches, tasks.child("transfer"));
+        tasks.spawn("transfer", transfers.run(net.accept_blobs()));
+        let registry = RegistryHandle::open(RegistryParts {
             config: self.config.registry.clone(),
             network: self.network,
-            net: net.clone(),
+            net: Arc::new(net.clone()),
             store: store.clone(),
             blobs: blobs.clone(),
             transfer: transfer.clone(),
-            tasks: tasks.child("registry"),
+            hotkey: Some(self.hotkey.clone()),
+            clock: wall_now,
         })
         .map_err(|e| data(&e))?;
+        tasks.spawn("registry", registry.clone().run(tasks.token()));
         let jobs = JobsClient::start(JobsClientParts {
             config: self.config.jobs.clone(),
             network: self.network,
@@ -353,7 +351,6 @@ impl Assembly {
         let work = self.work(&ports, &tasks).await?;
         Ok(Parts {
             config: self.config,
-            key: self.hotkey,
             net: ports.net,
             store: ports.store,
             blobs: ports.blobs,

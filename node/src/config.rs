@@ -18,6 +18,11 @@ use serde_json::Value;
 
 use crate::presets::Role;
 
+#[cfg(feature = "executor")]
+pub use crate::services::{
+    batches::BatchesConfig, executor::ExecutorConfig, intake::IntakeConfig, miner::MinerConfig, work::pool::PoolConfig,
+};
+pub use crate::services::{jobs::JobsConfig, registry::RegistryConfig, transfer::TransferConfig};
 pub use http::HttpConfig;
 pub use layers::{ConfigError, Layers, Origin, Resolved, Shown};
 pub use network_file::NetworkFile;
@@ -39,9 +44,33 @@ pub struct Config {
     /// Whom an executor works for.
     pub attach: AttachConfig,
     /// Jobs that this node submits.
-    pub jobs: sections::JobsSection,
+    pub jobs: JobsConfig,
     /// The store on disk.
     pub store: crate::store::StoreConfig,
+    /// Models, inputs and outputs on disk.
+    pub blobs: crate::blobs::BlobsConfig,
+    /// Blobs on the wire.
+    pub transfer: TransferConfig,
+    /// Models that this node publishes and knows of.
+    pub registry: RegistryConfig,
+    /// Jobs that this node runs.
+    #[cfg(feature = "executor")]
+    pub executor: ExecutorConfig,
+    /// Executors of this miner or validator.
+    #[cfg(feature = "executor")]
+    pub pool: PoolConfig,
+    /// Offers that this miner takes.
+    #[cfg(feature = "executor")]
+    pub miner: MinerConfig,
+    /// Jobs that this validator takes in.
+    #[cfg(feature = "executor")]
+    pub intake: IntakeConfig,
+    /// How this validator schedules and verifies.
+    #[cfg(feature = "executor")]
+    pub dispatch: crate::domain::job::JobConfig,
+    /// Signed pages of evidence.
+    #[cfg(feature = "executor")]
+    pub batches: BatchesConfig,
     /// The local HTTP API.
     pub http: HttpConfig,
     /// Log lines of the binary.

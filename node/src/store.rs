@@ -106,7 +106,7 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// Figures of a store at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct StoreStatus {
     /// Number of the last batch that reads see; counts up by one a batch, for the life of the data.

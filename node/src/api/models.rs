@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sundara_proto::crypto::Signed;
+use sundara_proto::crypto::{HotkeyPair, Signed};
 use sundara_proto::id::ModelId;
 use sundara_proto::model::ModelRecord;
 
@@ -17,6 +17,7 @@ pub use crate::services::registry::{Listed, LocalModel, Published, RegistryError
 #[derive(Clone)]
 pub struct Models {
     pub(crate) registry: RegistryHandle,
+    pub(crate) key: HotkeyPair,
 }
 
 impl Models {
@@ -25,7 +26,7 @@ impl Models {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn publish(&self, dir: impl Into<PathBuf>) -> Result<Published, RegistryError> {
-        self.registry.publish(dir).await
+        self.registry.publish(dir, &self.key).await
     }
 
     /// The signed record that a name stands for now.
@@ -33,7 +34,7 @@ impl Models {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn resolve(&self, model: &str) -> Result<Signed<ModelRecord>, RegistryError> {
-        self.registry.resolve(&model.parse::<ModelRef>()?).await
+        self.registry.resolve(model).await
     }
 
     /// Models that are here or were heard of.
@@ -49,7 +50,7 @@ impl Models {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn show(&self, model: &str) -> Result<Shown, RegistryError> {
-        self.registry.show(&model.parse::<ModelRef>()?).await
+        self.registry.show(model).await
     }
 
     /// Fetches what is missing of a model, and holds it while the answer lives.
@@ -57,7 +58,7 @@ impl Models {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn fetch(&self, model: &str) -> Result<Arc<LocalModel>, RegistryError> {
-        self.registry.fetch(&model.parse::<ModelRef>()?).await
+        self.registry.fetch(model).await
     }
 
     /// Keeps a model that is here whatever the disk cap says, or no longer.
@@ -96,7 +97,7 @@ impl Models {
         });
         match named.filter(|listed| listed.local).max_by_key(|listed| listed.version) {
             Some(listed) => Ok(listed.model),
-            None => Err(RegistryError::NotHere { model: self.registry.resolve(&wanted).await?.model }),
+            None => Err(RegistryError::NotHere { model: self.registry.resolve(model).await?.model }),
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The services of the roles that work: executors, miner, validator, and what all of these share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use sundara_proto::id::ModelId;
 use sundara_proto::names::Topic;
+use sundara_proto::wire::limit;
 use sundara_runtime::{BuiltinRuntime, RuntimeSet, WasmConfig, WasmRuntime};
 use tokio::sync::{mpsc, watch};
 
@@ -17,6 +20,7 @@ use crate::services::executor::{self, ExecutorParts, attached};
 use crate::services::executors::{self, ExecutorsHandle, ExecutorsParts};
 use crate::services::intake::{self, IntakeParts};
 use crate::services::miner::{self, MinerHandle, MinerParts};
+use crate::services::registry::RegistryHandle;
 use crate::services::work::certs::{self, CertSlot};
 use crate::services::work::pool::{Pool, PoolParts};
 use crate::services::work::ExecutorHandle;
@@ -29,15 +33,18 @@ const AUDIT_NEWS_QUEUED_MAX: usize = 256;
 /// Adverts on their way to the job machine.
 const MINERS_QUEUED_MAX: usize = 1_024;
 
+/// How often it is looked at which models are here. A validator only prefers miners by it.
+const MODELS_LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
+
 /// Handles of what was started.
 #[derive(Default)]
-pub(super) struct Work {
-    pub(super) adverts: Option<AdvertsHandle>,
-    pub(super) dispatch: Option<DispatchHandle>,
-    pub(super) miner: Option<MinerHandle>,
-    pub(super) executors: Option<ExecutorsHandle>,
-    pub(super) attached: Option<attached::AttachedHandle>,
-    pub(super) pool: Option<Pool>,
+pub(crate) struct Work {
+    pub(crate) adverts: Option<AdvertsHandle>,
+    pub(crate) dispatch: Option<DispatchHandle>,
+    pub(crate) miner: Option<MinerHandle>,
+    pub(crate) executors: Option<ExecutorsHandle>,
+    pub(crate) attached: Option<attached::AttachedHandle>,
+    pub(crate) pool: Option<Pool>,
 }
 
 impl Work {
@@ -102,7 +109,7 @@ impl Assembly {
                 key: self.hotkey.clone(),
                 net: ports.net.clone(),
                 offering: self.bundle.miner.then(|| pool.offering()),
-                models: ports.registry.models_here(),
+                models: models_here(&ports.registry, tasks),
                 miners: self.bundle.validator.then_some(miners_tx),
                 tasks: tasks.child("adverts"),
             })
@@ -267,4 +274,32 @@ impl Assembly {
         });
         Ok(dispatch)
     }
+}
+
+/// Models whose blobs are all here, looked at every now and then: eviction and removal show too.
+fn models_here(registry: &RegistryHandle, tasks: &Tasks) -> watch::Receiver<Vec<ModelId>> {
+    let (tx, rx) = watch::channel(Vec::new());
+    let (registry, token) = (registry.clone(), tasks.token());
+    tasks.spawn("models-here", async move {
+        let mut every = tokio::time::interval(MODELS_LOOKED_AT_EVERY);
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            match registry.list().await {
+                Ok(models) => {
+                    let here: Vec<ModelId> =
+                        models.iter().filter(|m| m.local).map(|m| m.model).take(limit::ADVERT_ITEMS).collect();
+                    tx.send_if_modified(|old| {
+                        let changed = *old != here;
+                        *old = here;
+                        changed
+                    });
+                }
+                Err(e) => tracing::warn!(error = %e, "models cannot be listed"),
+            }
+        }
+    });
+    rx
 }

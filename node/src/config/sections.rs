@@ -129,12 +129,3 @@ pub struct AttachConfig {
     /// File that the owner wrote with `executor invite`. Needed once; the certificate is renewed without it.
     pub invite: Option<PathBuf>,
 }
-
-/// Jobs that this node submits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct JobsSection {
-    /// Trusted validators.
-    pub trusted_validators: Vec<sundara_proto::id::Hotkey>,
-}

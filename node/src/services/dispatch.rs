@@ -144,8 +144,7 @@ pub(crate) struct Dispatch {
 /// When the records of an earlier run cannot be read.
 pub(crate) fn start(parts: DispatchParts) -> Result<DispatchHandle, StoreError> {
     let begun = Instant::now();
-    let now = Now { mono: Duration::ZERO, wall: wall_now() };
-    let machine = JobMachine::new(parts.config.clone(), parts.incentive, parts.epoch, rand::random(), now);
+    let machine = JobMachine::new(parts.config.clone(), parts.incentive, parts.epoch, rand::random());
     let (inputs, inputs_rx) = mpsc::channel(INPUTS_QUEUED_MAX);
     let (status, status_rx) = watch::channel(DispatchStatus::default());
     let drain = CancellationToken::new();

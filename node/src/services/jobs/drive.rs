@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use sundara_proto::crypto::Signed;
 use sundara_proto::id::{BlobId, Hotkey, NodeId};
 use sundara_proto::pb;
