@@ -129,9 +129,8 @@ impl Node {
     /// Waits until `n` trusted validators are connected. For tests and start-up scripts.
     pub async fn wait_for_validators(&self, n: usize) {
         let trusted = &self.parts.config.jobs.trusted_validators;
-        let here = |view: &crate::services::directory::View| {
-            view.validators.keys().filter(|h| trusted.contains(h)).count()
-        };
+        let here =
+            |view: &crate::services::directory::View| view.validators.keys().filter(|h| trusted.contains(h)).count();
         self.parts.directory.wait_for(|view| here(view) >= n).await;
     }
 

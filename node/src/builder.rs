@@ -22,8 +22,8 @@ use crate::presets::{self, Bundle, Role};
 use crate::service::{Tasks, wall_now};
 use crate::services::directory::Directory;
 use crate::services::jobs::{JobsClient, JobsClientParts};
-use crate::services::registry::{RegistryHandle, RegistryParts};
-use crate::services::transfer::Transfer;
+use crate::services::registry::{self, RegistryHandle};
+use crate::services::transfer;
 #[cfg(feature = "executor")]
 use crate::services::work::{Misbehaviour, invite::Invite};
 use crate::store::{MemoryStore, SharedStore, SledStore};
@@ -167,6 +167,7 @@ impl NodeBuilder {
 /// A node's parts, shared by every clone of [`Node`].
 pub(crate) struct Parts {
     pub(crate) config: Config,
+    pub(crate) key: HotkeyPair,
     pub(crate) net: NetHandle,
     pub(crate) store: SharedStore,
     pub(crate) blobs: Blobs,
@@ -319,21 +320,24 @@ impl Assembly {
         renew_certificate(&self, &net, &tasks);
         let directory = Directory::start(&net, &tasks);
         let (transfer, fetches) = transfer_channel();
-        let config = self.config.transfer.clone();
-        let transfers = Transfer::new(blobs.clone(), Arc::new(net.clone()), config, fetches, tasks.child("transfer"));
-        tasks.spawn("transfer", transfers.run(net.accept_blobs()));
-        let registry = RegistryHandle::open(RegistryParts {
+        transfer::start(transfer::TransferParts {
+            config: self.config.transfer.clone(),
+            net: net.clone(),
+            blobs: blobs.clone(),
+            requests: fetches,
+            tasks: tasks.child("transfer"),
+        });
+        let registry = registry::start(registry::RegistryParts {
             config: self.config.registry.clone(),
             network: self.network,
-            net: Arc::new(net.clone()),
+            net: net.clone(),
             store: store.clone(),
             blobs: blobs.clone(),
             transfer: transfer.clone(),
             hotkey: Some(self.hotkey.clone()),
-            clock: wall_now,
+            tasks: tasks.child("registry"),
         })
         .map_err(|e| data(&e))?;
-        tasks.spawn("registry", registry.clone().run(tasks.token()));
         let jobs = JobsClient::start(JobsClientParts {
             config: self.config.jobs.clone(),
             network: self.network,
@@ -351,6 +355,7 @@ impl Assembly {
         let work = self.work(&ports, &tasks).await?;
         Ok(Parts {
             config: self.config,
+            key: self.hotkey,
             net: ports.net,
             store: ports.store,
             blobs: ports.blobs,

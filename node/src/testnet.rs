@@ -235,15 +235,8 @@ impl TestnetBuilder {
             miners.push(plan.member(Role::Miner, i, &bootstrap, lie).await?);
         }
         let client = plan.client(&bootstrap).await?;
-        let testnet = Testnet {
-            network: plan.network,
-            client,
-            validators,
-            miners,
-            bootstrap,
-            data_dir,
-            _temporary: temporary,
-        };
+        let testnet =
+            Testnet { network: plan.network, client, validators, miners, bootstrap, data_dir, _temporary: temporary };
         testnet.assembled().await?;
         Ok(testnet)
     }

@@ -109,7 +109,8 @@ impl WireMessage for Replica {
             Ok(S::Faulted) => Standing::Faulted,
             Ok(S::Unspecified) | Err(_) => return Err(WireError::field("standing")),
         };
-        let optional = |bytes: &Bytes, field| if bytes.is_empty() { Ok(None) } else { wire::id(bytes, field).map(Some) };
+        let optional =
+            |bytes: &Bytes, field| if bytes.is_empty() { Ok(None) } else { wire::id(bytes, field).map(Some) };
         Ok(Self {
             miner: wire::id(&raw.miner, "miner")?,
             standing,

@@ -72,7 +72,8 @@ fn missing(parts: &Parts, net: Option<&NetStatus>) -> Vec<String> {
         missing.push(hint.clone());
     }
     if parts.config.jobs.trusted_validators.is_empty() {
-        missing.push("validators to believe, for submitting jobs: jobs.trusted_validators, or --network FILE".to_owned());
+        missing
+            .push("validators to believe, for submitting jobs: jobs.trusted_validators, or --network FILE".to_owned());
     }
     if serves {
         missing.push("registration on a chain: this release runs meshes without one".to_owned());

@@ -21,9 +21,9 @@ use crate::services::executors::{self, ExecutorsHandle, ExecutorsParts};
 use crate::services::intake::{self, IntakeParts};
 use crate::services::miner::{self, MinerHandle, MinerParts};
 use crate::services::registry::RegistryHandle;
+use crate::services::work::ExecutorHandle;
 use crate::services::work::certs::{self, CertSlot};
 use crate::services::work::pool::{Pool, PoolParts};
-use crate::services::work::ExecutorHandle;
 use crate::services::{ADMITTED_QUEUED_MAX, EntrySender, entries};
 
 /// Audits that wait for the validator's own executors.

@@ -114,15 +114,12 @@ impl Writer {
                     None => break,
                 },
             };
-            match staged {
-                Some(staged) => {
-                    self.open.push(staged);
-                    due.get_or_insert_with(|| Instant::now() + PAGE_AFTER);
-                    if self.open.len() < limit::PAGE_ENTRIES {
-                        continue;
-                    }
+            if let Some(staged) = staged {
+                self.open.push(staged);
+                due.get_or_insert_with(|| Instant::now() + PAGE_AFTER);
+                if self.open.len() < limit::PAGE_ENTRIES {
+                    continue;
                 }
-                None => due = None,
             }
             self.page().await;
             due = (!self.open.is_empty()).then(|| Instant::now() + PAGE_AFTER);
@@ -220,11 +217,7 @@ fn page_value(epoch: u64, page: &pb::Page) -> Vec<u8> {
     value
 }
 
-async fn serve(
-    store: SharedStore,
-    mut requests: mpsc::Receiver<Inbound>,
-    token: tokio_util::sync::CancellationToken,
-) {
+async fn serve(store: SharedStore, mut requests: mpsc::Receiver<Inbound>, token: tokio_util::sync::CancellationToken) {
     loop {
         let inbound = tokio::select! {
             () = token.cancelled() => return,

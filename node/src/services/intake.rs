@@ -55,12 +55,8 @@ pub struct IntakeConfig {
 impl Default for IntakeConfig {
     /// An hour of one core.
     fn default() -> Self {
-        let limits_max = Limits {
-            fuel: 10_000_000_000_000,
-            memory: ByteCount::gib(4),
-            output: limit::INPUT,
-            wall_ms: 3_600_000,
-        };
+        let limits_max =
+            Limits { fuel: 10_000_000_000_000, memory: ByteCount::gib(4), output: limit::INPUT, wall_ms: 3_600_000 };
         Self { limits_max, admission: AdmissionConfig::default() }
     }
 }

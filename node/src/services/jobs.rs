@@ -34,7 +34,6 @@ use crate::services::directory::Directory;
 use crate::services::registry::RegistryHandle;
 use crate::store::{JsonTable, KeyRange, Keyspace, SharedStore, Table, WriteBatch, time_key};
 
-
 pub(crate) use track::Tracked;
 
 /// How a node submits jobs.
@@ -227,7 +226,11 @@ impl JobsClient {
 fn check(order: &JobOrder) -> Result<(), SubmitError> {
     let bad = |text: String| Err(SubmitError::Order(text));
     if order.params.len() > limit::PARAMS {
-        return bad(format!("params of {} bytes exceed {}: put them into the input", order.params.len(), limit::PARAMS));
+        return bad(format!(
+            "params of {} bytes exceed {}: put them into the input",
+            order.params.len(),
+            limit::PARAMS
+        ));
     }
     if order.replicas == 0 || usize::from(order.replicas) > limit::REPLICAS {
         return bad(format!("replicas must be 1 to {}, not {}", limit::REPLICAS, order.replicas));
@@ -320,8 +323,7 @@ impl Inner {
         let fail = |reason: String| SubmitError::Model { reference: reference.clone(), reason };
         let record = self.registry.resolve(reference).await.map_err(|e| fail(e.to_string()))?;
         let manifest = self.registry.manifest(&record).await.map_err(|e| fail(e.to_string()))?;
-        let program =
-            Program::Model { model: record.model, manifest: record.manifest, entry: order.entry.clone() };
+        let program = Program::Model { model: record.model, manifest: record.manifest, entry: order.entry.clone() };
         let mut resolved = self.resolved();
         if resolved.len() >= RESOLVED_MAX {
             resolved.clear();
@@ -361,7 +363,11 @@ impl Inner {
                     let bytes = Bytes::from(tokio::fs::read(path).await.map_err(in_words)?);
                     return Ok((BlobId::of(&bytes), ByteCount(bytes.len() as u64), Some(bytes)));
                 }
-                let imported = self.blobs.import_file(path.clone(), ImportMode::Copy, readers()).await.map_err(|e| fail(e.to_string()))?;
+                let imported = self
+                    .blobs
+                    .import_file(path.clone(), ImportMode::Copy, readers())
+                    .await
+                    .map_err(|e| fail(e.to_string()))?;
                 Ok((imported.id, imported.len, None))
             }
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sundara_runtime::{ExecutionRequest, ModuleSource, Outcome, Program, RuntimeSet, Setup};
+use sundara_runtime::{ExecutionRequest, ModuleSource, Outcome, Program, Setup};
 
 use crate::api::{JobOrder, Node};
 
@@ -125,8 +125,8 @@ fn label_of(output: &[u8]) -> Option<u8> {
 /// Outputs of the module over the images, each distinct image once.
 async fn reference(images: &[(Bytes, u8)]) -> Result<Vec<Bytes>, WorkloadError> {
     let fail = |e: String| WorkloadError::Reference(e);
-    let wasm = sundara_runtime::WasmRuntime::new(sundara_runtime::WasmConfig::default()).map_err(|e| fail(e.to_string()))?;
-    let runtime = RuntimeSet::new().with(Arc::new(wasm));
+    let wasm =
+        sundara_runtime::WasmRuntime::new(sundara_runtime::WasmConfig::default()).map_err(|e| fail(e.to_string()))?;
     let setup = Arc::new(Setup::new(Program::Wasm(ModuleSource::inline(MODULE))));
     let mut known: HashMap<Bytes, Bytes> = HashMap::new();
     for (image, _) in images {
@@ -134,7 +134,8 @@ async fn reference(images: &[(Bytes, u8)]) -> Result<Vec<Bytes>, WorkloadError> 
             continue;
         }
         let request = ExecutionRequest::new(setup.clone(), image.clone());
-        let (execution, output) = runtime.collect(request, Default::default()).await.map_err(|e| fail(e.to_string()))?;
+        let (execution, output) =
+            sundara_runtime::collect(&wasm, request, Default::default()).await.map_err(|e| fail(e.to_string()))?;
         if execution.outcome != Outcome::Completed {
             return Err(fail(format!("{:?}", execution.outcome)));
         }

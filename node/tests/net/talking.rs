@@ -156,8 +156,7 @@ async fn gossip_reaches_everyone_once_verified() {
     for node in &nodes {
         inboxes.push(node.net.subscribe(Topic::Audits).await);
     }
-    let audit =
-        AuditEpoch { network: network(), epoch: 5, commitment: Digest([3; 32]), revealed: None };
+    let audit = AuditEpoch { network: network(), epoch: 5, commitment: Digest([3; 32]), revealed: None };
     let signed = Signed::sign(&network(), &hotkey(1), audit.clone());
     let message = pb::Gossip { kind: Some(pb::gossip::Kind::AuditEpoch(signed.to_wire())) };
     until(|| async { nodes[0].net.publish(Topic::Audits, message.clone()).await.is_ok() }).await;

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use sundara_proto::attestation::{AttestationError, CountersignedAttestation, cert_digest};
 use sundara_proto::crypto::Network;
 use sundara_proto::id::{BlobId, Digest, Hotkey, NodeId};
@@ -111,7 +110,9 @@ impl Courier {
             answer = tokio::time::timeout(within + DEADLINE_MARGIN, self.net.request_one(node, request)) => answer,
         };
         let input = match answer {
-            Ok(Ok(pb::response::Kind::Work(pb::WorkEvent { kind: Some(work @ (Work::Revealed(_) | Work::Fault(_))) }))) => {
+            Ok(Ok(pb::response::Kind::Work(pb::WorkEvent {
+                kind: Some(work @ (Work::Revealed(_) | Work::Fault(_))),
+            }))) => {
                 self.on_work(part, node, requester, work).await;
                 return;
             }
@@ -126,9 +127,7 @@ impl Courier {
         let (input, step) = match work {
             Work::Accepted(_) => (Input::Accepted(part), Step::On),
             Work::Declined(d) => (declined(part, d), Step::Over),
-            Work::Output(o) => {
-                (Input::Output { part, offset: o.offset, data: o.data }, Step::On)
-            }
+            Work::Output(o) => (Input::Output { part, offset: o.offset, data: o.data }, Step::On),
             Work::Committed(c) => match Digest::try_from(c.commitment.as_ref()) {
                 Ok(commitment) => (Input::Committed { part, commitment }, Step::Over),
                 Err(e) => (Input::BadReply { part, reason: e.to_string() }, Step::Over),

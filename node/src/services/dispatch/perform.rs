@@ -284,8 +284,7 @@ impl Dispatch {
         // A finished job's record no longer says whose it was; whoever knows its id may learn that it is over, and only
         // through a new submission, which carries the requester's signature, what came of it.
         let known = self.store.get(Keyspace::Jobs, job.as_ref()).ok().flatten().is_some();
-        let event =
-            if known { acknowledged(0) } else { pb::job_event::Kind::Refused(unknown()) };
+        let event = if known { acknowledged(0) } else { pb::job_event::Kind::Refused(unknown()) };
         super::live::tell(&watcher, event);
     }
 
@@ -352,8 +351,7 @@ impl Dispatch {
             cut.cancel();
         }
         let net = self.net.clone();
-        let request =
-            pb::request::Kind::Abandon(pb::Abandon { job: part.job.into(), attempt: part.attempt, reason });
+        let request = pb::request::Kind::Abandon(pb::Abandon { job: part.job.into(), attempt: part.attempt, reason });
         self.tasks.spawn("abandon", async move {
             if let Err(e) = net.request_one(node, request).await {
                 tracing::debug!(job = %part.job, miner = %part.miner, error = %e, "abandon not delivered");
