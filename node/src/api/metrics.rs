@@ -62,7 +62,8 @@ fn work(registry: &mut Registry, parts: &Parts, status: &Status) {
         gauge(registry, "live", "Jobs waiting or running", dispatch.live as u64);
         gauge(registry, "caught", "Miners dropped for an offence and still remembered", dispatch.caught.len() as u64);
         let verdicts = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        for (kind, count) in ["quorum", "audited", "unaudited", "rejected", "failed"].into_iter().zip(dispatch.verdicts) {
+        for (kind, count) in ["quorum", "audited", "unaudited", "rejected", "failed"].into_iter().zip(dispatch.verdicts)
+        {
             verdicts.get_or_create(&[("kind", kind)]).inc_by(count);
         }
         registry.register("verdicts", "Verdicts since the start", verdicts);

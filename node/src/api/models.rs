@@ -1,7 +1,6 @@
 //! Models as a program that embeds the node sees them.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use sundara_proto::crypto::{HotkeyPair, Signed};
 use sundara_proto::id::ModelId;
@@ -57,7 +56,7 @@ impl Models {
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub async fn fetch(&self, model: &str) -> Result<Arc<LocalModel>, RegistryError> {
+    pub async fn fetch(&self, model: &str) -> Result<LocalModel, RegistryError> {
         self.registry.fetch(model).await
     }
 
