@@ -18,6 +18,7 @@ use crate::env::{EngineIdentity, env_id};
 use crate::outcome::{Execution, Outcome, TrapKind, Usage};
 use crate::output::{OutputWriter, WriteEnd};
 use crate::pool::Pool;
+use crate::watchdog::Watchdog;
 use crate::{
     Environment, ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink, Program, RuntimeError, Setup, random,
 };
@@ -52,6 +53,7 @@ const QUEUE_MAX: usize = 4_096;
 /// Runs the reference jobs.
 pub struct BuiltinRuntime {
     pool: Pool,
+    watchdog: Arc<Watchdog>,
 }
 
 impl Default for BuiltinRuntime {
@@ -64,7 +66,7 @@ impl BuiltinRuntime {
     /// A runtime with one worker a processor.
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { pool: Pool::new("builtin", threads, QUEUE_MAX) }
+        Self { pool: Pool::new("builtin", threads, QUEUE_MAX), watchdog: Watchdog::new(|| ()) }
     }
 }
 
@@ -88,7 +90,6 @@ impl JobRuntime for BuiltinRuntime {
         request.setup.validate()?;
         job_name(&request.setup)?;
         let control = Arc::new(RunControl::default());
-        let wall = request.limits.wall;
         let slot = tokio::select! {
             slot = self.pool.slot() => slot?,
             () = cancel.cancelled() => return Ok(Execution::never_started(crate::AbortReason::Cancelled)),
@@ -101,7 +102,12 @@ impl JobRuntime for BuiltinRuntime {
             memory: 0,
             request,
         };
-        drive(&control, wall, &cancel, || (), slot.run(move || job.execute())).await?
+        let watchdog = Arc::clone(&self.watchdog);
+        let work = slot.run(move || {
+            let _deadline = watchdog.guard(job.request.limits.wall, &job.control);
+            (job.execute(), ())
+        });
+        drive(&control, &cancel, || (), work).await?
     }
 
     fn env_id(&self, environment: &Environment) -> [u8; 32] {

@@ -1,6 +1,6 @@
 //! Stopping a run from outside, and waiting on a worker thread for something asynchronous.
 //!
-//! Owns the stop signal of one run. Does not own the timer (the caller's runtime keeps it, see [`drive`]) nor the way
+//! Owns the stop signal of one run. Does not own wall limits ([`crate::watchdog`]) nor the way
 //! a backend notices (wasm: an engine epoch; host calls and builtin jobs: they ask).
 
 use std::future::Future;
@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -81,11 +80,10 @@ impl<I: Fn()> Drop for StopOnDrop<'_, I> {
     }
 }
 
-/// Awaits `work`, which runs elsewhere, and stops it at the wall limit or on cancellation; it then still waits for it
-/// to notice. `interrupt` pokes the engine after the signal is set.
+/// Awaits `work`, which runs elsewhere, and stops it on cancellation; it then still waits for it to notice.
+/// `interrupt` pokes the engine after the signal is set.
 pub(crate) async fn drive<T>(
     control: &Arc<RunControl>,
-    wall: Duration,
     cancel: &CancellationToken,
     interrupt: impl Fn(),
     work: impl Future<Output = T>,
@@ -95,8 +93,10 @@ pub(crate) async fn drive<T>(
     let done = tokio::select! {
         biased;
         done = &mut work => done,
-        () = cancel.cancelled() => { guard.stop(AbortReason::Cancelled); work.await }
-        () = tokio::time::sleep(wall) => { guard.stop(AbortReason::WallClock); work.await }
+        () = cancel.cancelled() => {
+            guard.stop(AbortReason::Cancelled);
+            work.await
+        }
     };
     guard.armed = false;
     done
@@ -142,7 +142,7 @@ mod tests {
     async fn a_dropped_drive_stops_the_run() {
         let control = Arc::new(RunControl::default());
         let cancel = CancellationToken::new();
-        let mut driven = Box::pin(drive(&control, Duration::MAX, &cancel, || (), std::future::pending::<()>()));
+        let mut driven = Box::pin(drive(&control, &cancel, || (), std::future::pending::<()>()));
         assert!(futures_poll_once(driven.as_mut()).is_pending());
         drop(driven);
         assert_eq!(control.stopped(), Some(AbortReason::Cancelled));

@@ -38,6 +38,7 @@ mod random;
 mod request;
 mod set;
 pub mod wasm;
+mod watchdog;
 
 pub use builtin::BuiltinRuntime;
 pub use env::Environment;

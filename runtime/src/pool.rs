@@ -137,20 +137,22 @@ impl Slot {
         shared.ready.notify_one();
     }
 
-    /// Runs `work` on the worker. The slot is given back when the work ends, even if the future is dropped.
-    pub(crate) async fn run<T: Send + 'static>(
+    /// Runs `work` on the worker. Its result is handed over first; what is left over is dropped after that, and then
+    /// the slot is given back, also when the future has been dropped.
+    pub(crate) async fn run<T: Send + 'static, L: Send>(
         self,
-        work: impl FnOnce() -> T + Send + 'static,
+        work: impl FnOnce() -> (T, L) + Send + 'static,
     ) -> Result<T, RuntimeError> {
         let (done, result) = oneshot::channel();
-        let Self { shared, permit } = self;
-        let boxed: Work = Box::new(move || {
-            let output = catch_unwind(AssertUnwindSafe(work));
-            drop(permit);
-            let _ = done.send(output);
+        self.spawn(move || match catch_unwind(AssertUnwindSafe(work)) {
+            Ok((output, left_over)) => {
+                let _ = done.send(Ok(output));
+                drop(left_over);
+            }
+            Err(panic) => {
+                let _ = done.send(Err(panic));
+            }
         });
-        shared.lock().work.push_back(boxed);
-        shared.ready.notify_one();
         match result.await {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(panic)) => Err(RuntimeError::Engine(format!("worker panicked: {}", panic_text(&*panic)))),
@@ -187,12 +189,14 @@ mod tests {
         let pool = Pool::new("test", 1, 0);
         let (release, held) = mpsc::channel::<()>();
         let slot = pool.slot().await.unwrap();
-        let first = tokio::spawn(slot.run(move || held.recv().is_ok()));
+        let first = tokio::spawn(slot.run(move || (held.recv().is_ok(), ())));
         assert!(matches!(pool.slot().await, Err(RuntimeError::Busy { queued: 0 })));
         release.send(()).unwrap();
         assert!(first.await.unwrap().unwrap());
-        let failed = pool.slot().await.unwrap().run(|| panic!("boom")).await;
+        // A slot is free a moment after the result is there, so these may have to wait for it.
+        let pool = Pool::new("test", 1, 1);
+        let failed = pool.slot().await.unwrap().run(|| -> ((), ()) { panic!("boom") }).await;
         assert!(matches!(failed, Err(RuntimeError::Engine(text)) if text.contains("boom")));
-        assert_eq!(pool.slot().await.unwrap().run(|| 7).await.unwrap(), 7);
+        assert_eq!(pool.slot().await.unwrap().run(|| (7, ())).await.unwrap(), 7);
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the keys. The derive contexts and the byte order are part of the environment: changing them changes outputs.
 
 use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 const JOB_CONTEXT: &str = "sundara-node job randomness v1";
 const INIT_CONTEXT: &str = "sundara-node init randomness v1";
@@ -15,12 +15,12 @@ pub(crate) fn job_stream(job_key: &[u8; 32], seed: u64) -> ChaCha20Rng {
 }
 
 /// The stream of an init export: keyed by the environment, since its state is shared by all jobs of it.
-pub(crate) fn init_stream(env_id: &[u8; 32]) -> ChaCha20Rng {
+fn init_stream(env_id: &[u8; 32]) -> ChaCha20Rng {
     stream(INIT_CONTEXT, env_id, &[])
 }
 
 /// The 128-bit seed for hash maps (`wasi:random/insecure-seed`), apart from the stream so that its use moves nothing.
-pub(crate) fn insecure_seed(job_key: &[u8; 32]) -> (u64, u64) {
+fn insecure_seed(job_key: &[u8; 32]) -> (u64, u64) {
     let key = blake3::derive_key(INSECURE_CONTEXT, job_key);
     let part = |at: usize| {
         let mut bytes = [0; 8];
@@ -28,6 +28,48 @@ pub(crate) fn insecure_seed(job_key: &[u8; 32]) -> (u64, u64) {
         u64::from_le_bytes(bytes)
     };
     (part(0), part(8))
+}
+
+/// A stream that is made on first use: most small jobs draw nothing.
+#[derive(Debug)]
+pub(crate) struct Randomness {
+    key: Key,
+    stream: Option<ChaCha20Rng>,
+}
+
+#[derive(Debug)]
+enum Key {
+    Job([u8; 32], u64),
+    Init([u8; 32]),
+}
+
+impl Randomness {
+    /// Of a job.
+    pub(crate) fn of_job(job_key: [u8; 32], seed: u64) -> Self {
+        Self { key: Key::Job(job_key, seed), stream: None }
+    }
+
+    /// Of an init export.
+    pub(crate) fn of_init(env_id: [u8; 32]) -> Self {
+        Self { key: Key::Init(env_id), stream: None }
+    }
+
+    /// The next bytes of the stream.
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
+        let key = &self.key;
+        let stream = self.stream.get_or_insert_with(|| match key {
+            Key::Job(job_key, seed) => job_stream(job_key, *seed),
+            Key::Init(env_id) => init_stream(env_id),
+        });
+        stream.fill_bytes(buffer);
+    }
+
+    /// The seed for hash maps, apart from the stream.
+    pub(crate) fn insecure_seed(&self) -> (u64, u64) {
+        match &self.key {
+            Key::Job(key, _) | Key::Init(key) => insecure_seed(key),
+        }
+    }
 }
 
 fn stream(context: &str, key: &[u8; 32], suffix: &[u8]) -> ChaCha20Rng {
@@ -39,8 +81,6 @@ fn stream(context: &str, key: &[u8; 32], suffix: &[u8]) -> ChaCha20Rng {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::rand_core::Rng;
-
     use super::*;
 
     #[test]

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Invariants: guests run on worker threads with a stack of known size, at most `workers` at once; a run starts when
-//! its whole memory limit is reserved; stopping costs nothing until it happens (no ticking thread: the engine's epoch
+//! its whole memory limit is reserved; stopping costs nothing until it happens (nothing ticks: the engine's epoch
 //! moves when a run is to stop); compiled code is made here and never taken from elsewhere.
 
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use crate::env::{EngineIdentity, env_id};
 use crate::outcome::{AbortReason, Execution};
 use crate::pool::Pool;
 use crate::request::EXPORT_NAME_BYTES_MAX;
+use crate::watchdog::Watchdog;
 use crate::{
     Environment, ExecutionRequest, JobKind, JobRuntime, Limits, ModuleSource, OutputSink, Program, RuntimeError, Setup,
 };
@@ -62,6 +63,7 @@ pub struct WasmRuntime {
     programs: ProgramCache,
     workers: Pool,
     compilers: Pool,
+    watchdog: Arc<Watchdog>,
     memory: Arc<Semaphore>,
     memory_budget_bytes: u64,
     flags: String,
@@ -85,6 +87,10 @@ impl WasmRuntime {
         let pages = usize::try_from(settings.memory_budget_bytes / PAGE_BYTES).unwrap_or(usize::MAX);
         Ok(Self {
             loader: Arc::new(loader.map_err(|error| RuntimeError::Engine(format!("{error:#}")))?),
+            watchdog: Watchdog::new({
+                let engine = engine.clone();
+                move || engine.increment_epoch()
+            }),
             engine,
             programs: ProgramCache::new(settings.programs_max),
             workers: Pool::new("wasm", settings.workers, settings.queue),
@@ -199,15 +205,15 @@ impl JobRuntime for WasmRuntime {
             Err(refused) => return Ok(refused),
         };
         let control = Arc::new(RunControl::default());
-        let wall = request.limits.wall;
+        let watchdog = Arc::clone(&self.watchdog);
         let engine = self.engine.clone();
         let job = run::Job { engine, loaded, request, output, control: Arc::clone(&control), env_id };
         let work = slot.run(move || {
-            let execution = run::execute(job);
-            drop(memory);
-            execution
+            let _deadline = watchdog.guard(job.request.limits.wall, &job.control);
+            let (execution, store) = run::execute(job);
+            (execution, (store, memory))
         });
-        drive(&control, wall, &cancel, || self.engine.increment_epoch(), work).await?
+        drive(&control, &cancel, || self.engine.increment_epoch(), work).await?
     }
 
     fn env_id(&self, environment: &Environment) -> [u8; 32] {

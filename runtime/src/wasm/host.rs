@@ -12,16 +12,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::Rng;
 use wasmtime::component::ResourceTable;
 
 use crate::control::RunControl;
 use crate::limits::STDERR_TAIL_BYTES;
 use crate::outcome::AbortReason;
 use crate::output::{OutputSink, OutputWriter, WriteEnd};
+use crate::random::Randomness;
 use crate::request::ExecutionRequest;
-use crate::{RuntimeError, Setup, random};
+use crate::{RuntimeError, Setup};
 
 pub(crate) mod files;
 mod limiter;
@@ -187,8 +186,7 @@ pub(crate) struct Host {
     pub(crate) ended: Option<Ended>,
     pub(crate) p1: p1::State,
     pub(crate) resources: ResourceTable,
-    pub(crate) insecure_seed: (u64, u64),
-    rng: ChaCha20Rng,
+    pub(crate) randomness: Randomness,
 }
 
 impl Host {
@@ -206,8 +204,7 @@ impl Host {
             ended: None,
             p1: p1::State::default(),
             resources: p2::resource_table(),
-            insecure_seed: random::insecure_seed(&request.job_key),
-            rng: random::job_stream(&request.job_key, request.seed),
+            randomness: Randomness::of_job(request.job_key, request.seed),
         }
     }
 
@@ -224,14 +221,8 @@ impl Host {
             ended: None,
             p1: p1::State::default(),
             resources: p2::resource_table(),
-            insecure_seed: random::insecure_seed(env_id),
-            rng: random::init_stream(env_id),
+            randomness: Randomness::of_init(*env_id),
         }
-    }
-
-    /// Fills a buffer from the job's stream.
-    pub(crate) fn random_fill(&mut self, buffer: &mut [u8]) {
-        self.rng.fill_bytes(buffer);
     }
 
     /// Writes to standard output.

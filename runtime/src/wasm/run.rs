@@ -71,12 +71,13 @@ pub(crate) fn refused(outcome: Outcome, why: &str) -> Execution {
     }
 }
 
-/// Runs a job to its end.
-pub(crate) fn execute(job: Job) -> Result<Execution, RuntimeError> {
+/// Runs a job to its end. The store comes back beside the result, so that the result need not wait until the
+/// instance's memory is wiped.
+pub(crate) fn execute(job: Job) -> (Result<Execution, RuntimeError>, Option<Store<Host>>) {
     let Job { engine, loaded, request, output, control, env_id } = job;
     let ready = match &*loaded {
         Loaded::Ready(ready) => ready,
-        Loaded::Refused(outcome, why) => return Ok(refused(*outcome, why)),
+        Loaded::Refused(outcome, why) => return (Ok(refused(*outcome, why)), None),
     };
     let start = Instant::now();
     let mut store = Store::new(&engine, Host::for_job(&request, output, Arc::clone(&control)));
@@ -84,27 +85,38 @@ pub(crate) fn execute(job: Job) -> Result<Execution, RuntimeError> {
     arm(&mut store, &control);
     // A stop before this line moved the epoch before the store looked at it.
     if let Some(reason) = control.stopped() {
-        return Ok(Execution::never_started(reason));
+        return (Ok(Execution::never_started(reason)), None);
     }
-    let ended = match &ready.code {
-        Code::Core(pre) => core(&mut store, pre, ready, &request, &env_id),
-        Code::Component(code) => component(&mut store, code, &request),
+    let execution = judge(&mut store, ready, &request, &env_id, start);
+    (execution, Some(store))
+}
+
+/// Runs the entry and says what it came to.
+fn judge(
+    store: &mut Store<Host>,
+    ready: &Ready,
+    request: &ExecutionRequest,
+    env_id: &[u8; 32],
+    start: Instant,
+) -> Result<Execution, RuntimeError> {
+    let (ended, is_component) = match &ready.code {
+        Code::Core(pre) => (core(store, pre, ready, request, env_id), false),
+        Code::Component(code) => (component(store, code, request), true),
     };
-    let component = matches!(ready.code, Code::Component(_));
     let outcome = match ended {
         Ok(0) => Outcome::Completed,
         Ok(code) => with_memory_limit(store.data(), Outcome::ExitCode(code)),
-        Err(Failure::Guest(error)) => classify(store.data_mut(), error, component)?,
+        Err(Failure::Guest(error)) => classify(store.data_mut(), error, is_component)?,
         Err(Failure::NoEntry(why)) => {
             store.data_mut().stderr.push(why.as_bytes());
             Outcome::InvalidModule(InvalidModule::NoEntry)
         }
         Err(Failure::Init(error)) => {
             let why = format!("init: {error:#}");
-            return Ok(refused(init_outcome(classify(store.data_mut(), error, component)?), &why));
+            return Ok(refused(init_outcome(classify(store.data_mut(), error, is_component)?), &why));
         }
     };
-    finish(&mut store, &request, outcome, start)
+    finish(store, request, outcome, start)
 }
 
 /// Instantiates and calls a core module; the exit code.

@@ -1,7 +1,7 @@
 //! Arguments, environment, clocks, polling, randomness, and what is refused.
 
 use super::{Guest, Kind};
-use crate::wasm::host::{ARGUMENTS, Errno, Fault, TICK_NS, WALL_CLOCK_S};
+use crate::wasm::host::{ARGUMENTS, Ended, Errno, Fault, TICK_NS, WALL_CLOCK_S};
 
 const CLOCK_REALTIME: u32 = 0;
 /// Monotonic, process and thread time: all three are the virtual monotonic clock.
@@ -14,6 +14,9 @@ const TAG_CLOCK: u8 = 0;
 const TAG_READ: u8 = 1;
 const TAG_WRITE: u8 = 2;
 const CLOCK_ABSOLUTE: u16 = 1;
+
+/// Between these a stop is looked for; a multiple of the stream's block, so that the bytes do not depend on it.
+const RANDOM_CHUNK_BYTES: usize = 1 << 20;
 
 /// The constant wall clock in nanoseconds.
 pub(super) const WALL_CLOCK_NS: u64 = WALL_CLOCK_S * 1_000_000_000;
@@ -83,7 +86,12 @@ impl Guest<'_> {
     pub(super) fn random_get(&mut self, buffer: u32, length: u32) -> Result<(), Fault> {
         let range = self.range(buffer, length)?;
         self.charge_bytes(length as usize)?;
-        self.host.random_fill(&mut self.memory[range]);
+        for part in self.memory[range].chunks_mut(RANDOM_CHUNK_BYTES) {
+            if let Some(reason) = self.host.control.stopped() {
+                return Err(Ended::Aborted(reason).into());
+            }
+            self.host.randomness.fill(part);
+        }
         Ok(())
     }
 

@@ -67,7 +67,8 @@ fn randomness(linker: &mut Linker<Host>) -> Result<()> {
     let mut insecure = interface(linker, "random/insecure")?;
     insecure.plain("get-insecure-random-bytes", |call, (count,): (u64,)| bytes(call, count))?;
     insecure.plain("get-insecure-random-u64", |call, (): ()| number(call))?;
-    interface(linker, "random/insecure-seed")?.plain("insecure-seed", |call, (): ()| Ok(call.host.insecure_seed))
+    interface(linker, "random/insecure-seed")?
+        .plain("insecure-seed", |call, (): ()| Ok(call.host.randomness.insecure_seed()))
 }
 
 fn bytes(call: &mut Call<'_>, count: u64) -> Result<Vec<u8>, Fault> {
@@ -76,13 +77,13 @@ fn bytes(call: &mut Call<'_>, count: u64) -> Result<Vec<u8>, Fault> {
     }
     call.charge_bytes(count)?;
     let mut buffer = vec![0; usize::try_from(count).unwrap_or(0)];
-    call.host.random_fill(&mut buffer);
+    call.host.randomness.fill(&mut buffer);
     Ok(buffer)
 }
 
 fn number(call: &mut Call<'_>) -> Result<u64, Fault> {
     let mut buffer = [0; 8];
     call.charge_bytes(8)?;
-    call.host.random_fill(&mut buffer);
+    call.host.randomness.fill(&mut buffer);
     Ok(u64::from_le_bytes(buffer))
 }
