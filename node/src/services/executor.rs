@@ -20,6 +20,7 @@ mod models;
 mod output;
 mod run;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests;
 
 use std::path::PathBuf;

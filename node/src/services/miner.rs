@@ -23,6 +23,7 @@ mod metrics;
 mod offer;
 mod publishers;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests;
 
 use std::collections::HashMap;
@@ -45,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::EntrySender;
 use super::work::pool::{NoRoom, Pool};
-use crate::blobs::{Blobs, TransferHandle};
+use crate::blobs::Blobs;
 use crate::net::{FailureCode, Inbound, NetHandle, PeerIdentity, Reply, RequestKind};
 use crate::service::{Tasks, Workers, wall_now};
 use crate::services::registry::RegistryHandle;
@@ -115,7 +116,6 @@ pub(crate) struct MinerParts {
     pub(crate) net: NetHandle,
     pub(crate) store: SharedStore,
     pub(crate) blobs: Blobs,
-    pub(crate) transfer: TransferHandle,
     pub(crate) registry: RegistryHandle,
     pub(crate) pool: Pool,
     /// Checks signatures and signs.
@@ -233,13 +233,7 @@ pub(crate) fn start(parts: MinerParts) -> Result<MinerHandle, StoreError> {
     let miner = parts.net.local().hotkey;
     let inner = Arc::new(Inner {
         log: JobLog::open(parts.store, parts.entries, miner, parts.config.log_max)?,
-        publishers: Publishers::new(
-            parts.config.publishers.clone(),
-            parts.registry,
-            parts.blobs.clone(),
-            parts.transfer,
-            &parts.tasks,
-        ),
+        publishers: Publishers::new(parts.config.publishers.clone(), parts.registry, &parts.tasks),
         config: parts.config,
         limits: parts.limits,
         network: parts.network,

@@ -16,6 +16,9 @@
 //! bounded, so that a slow reader holds the job back.
 
 pub(crate) mod certs;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod harness;
 pub(crate) mod invite;
 pub(crate) mod pool;
 

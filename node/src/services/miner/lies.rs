@@ -57,7 +57,9 @@ impl Inner {
         }
         match self.execute(&mut job, place, &mut reply).await {
             Ok(shown) => {
-                let commitment = self.commitment(&job, &shown, &salt);
+                let attestation = &shown.attestation.attestation;
+                let result = attestation.result_digest().unwrap_or_else(|| attestation.digest());
+                let commitment = self.commitment(&job, &result, &salt);
                 self.forget_output(&shown);
                 self.commit(job, Answer::Lie(Lie::Withheld), salt, commitment, reply).await;
             }

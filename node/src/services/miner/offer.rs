@@ -152,21 +152,20 @@ impl Inner {
 
     /// Shows the result, or commits to it and holds it.
     async fn present(&self, job: Accepted, shown: Shown, reply: Reply) {
-        if !job.commit_reveal {
+        let result = shown.attestation.attestation.result_digest();
+        // A run that came to no result has nothing to commit to.
+        let Some(result) = result.filter(|_| job.commit_reveal) else {
             let sent = reply.finish(revealed(&shown, Bytes::new())).await;
             self.showed(&job.ticket, &shown, sent.is_ok());
             return;
-        }
+        };
         let salt: [u8; 32] = rand::random();
-        let commitment = self.commitment(&job, &shown, &salt);
+        let commitment = self.commitment(&job, &result, &salt);
         self.commit(job, Answer::Honest(shown), salt, commitment, reply).await;
     }
 
-    pub(super) fn commitment(&self, job: &Accepted, shown: &Shown, salt: &[u8; 32]) -> Digest {
-        let attestation = &shown.attestation.attestation;
-        // An end without a result is committed to by its attestation.
-        let digest = attestation.result_digest().unwrap_or_else(|| attestation.digest());
-        result_commitment(&job.job, job.attempt, &self.net.local().hotkey, &digest, salt)
+    pub(super) fn commitment(&self, job: &Accepted, result: &Digest, salt: &[u8; 32]) -> Digest {
+        result_commitment(&job.job, job.attempt, &self.net.local().hotkey, result, salt)
     }
 
     /// Sends a commitment and holds what is behind it.

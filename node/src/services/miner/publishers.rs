@@ -1,7 +1,7 @@
 //! Whose models this miner runs.
 //!
 //! A job names a model by digest, not its publisher. Where `miner.publishers` is set, a model counts as a publisher's when
-//! the publisher's signed record of the manifest's name and version names this very model. That takes a look into the
+//! the publisher's signed record of the manifest's name names this very model. That takes a look into the
 //! DHT, which an offer does not wait for: the first offer of an unknown model is declined, the next one is answered.
 //!
 //! Invariants: an empty list asks nobody; at most [`KNOWN_MAX`] models are remembered and [`ASKING_MAX`] looked up at once;
@@ -13,15 +13,11 @@ use std::time::Duration;
 
 use sundara_proto::id::{BlobId, Hotkey, ModelId, NodeId};
 use sundara_proto::job::{JobSpec, Program};
-use sundara_proto::model::ModelManifest;
-use sundara_proto::units::ByteCount;
-use sundara_proto::wire::{WireMessage as _, limit};
 use tokio::time::Instant;
 
 use super::admission::PublisherAllowed;
-use crate::blobs::{Access, BlobLen, Blobs, Sources, TransferHandle};
 use crate::service::Tasks;
-use crate::services::registry::RegistryHandle;
+use crate::services::registry::{RegistryError, RegistryHandle};
 
 /// Models remembered.
 const KNOWN_MAX: usize = 1_024;
@@ -29,8 +25,6 @@ const KNOWN_MAX: usize = 1_024;
 const ASKING_MAX: usize = 8;
 /// How long a no is believed.
 const NO_HOLDS: Duration = Duration::from_secs(60);
-/// Longest manifest.
-const MANIFEST_MAX: ByteCount = ByteCount(limit::MANIFEST as u64);
 
 /// The check. Clones share what is known.
 #[derive(Clone)]
@@ -41,8 +35,6 @@ pub(super) struct Publishers {
 struct Inner {
     allowed: Vec<Hotkey>,
     registry: RegistryHandle,
-    blobs: Blobs,
-    transfer: TransferHandle,
     tasks: Tasks,
     known: Mutex<HashMap<ModelId, Known>>,
 }
@@ -55,15 +47,9 @@ enum Known {
 }
 
 impl Publishers {
-    pub(super) fn new(
-        allowed: Vec<Hotkey>,
-        registry: RegistryHandle,
-        blobs: Blobs,
-        transfer: TransferHandle,
-        tasks: &Tasks,
-    ) -> Self {
+    pub(super) fn new(allowed: Vec<Hotkey>, registry: RegistryHandle, tasks: &Tasks) -> Self {
         let tasks = tasks.clone();
-        Self { inner: Arc::new(Inner { allowed, registry, blobs, transfer, tasks, known: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { allowed, registry, tasks, known: Mutex::default() }) }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<ModelId, Known>> {
@@ -101,8 +87,8 @@ impl Publishers {
             let found = match this.inner.published(model, manifest, source).await {
                 Ok(true) => Some(Known::Yes),
                 Ok(false) => Some(Known::No { since: Instant::now() }),
-                Err(reason) => {
-                    tracing::debug!(%model, %reason, "publisher not found out");
+                Err(error) => {
+                    tracing::debug!(%model, %error, "publisher not found out");
                     None
                 }
             };
@@ -118,26 +104,13 @@ impl Publishers {
 
 impl Inner {
     /// Whether one of the allowed publishers signed a record of this model.
-    async fn published(&self, model: ModelId, manifest: BlobId, source: NodeId) -> Result<bool, String> {
-        if !self.blobs.has(&manifest) {
-            let len = BlobLen::AtMost(MANIFEST_MAX);
-            let fetched = self.transfer.fetch(manifest, len, Sources::dht([source]), Access::Public).await;
-            fetched.map_err(|e| e.to_string())?;
-        }
-        let bytes = self.blobs.get(manifest, MANIFEST_MAX).await.map_err(|e| e.to_string())?;
-        if ModelManifest::id_of(&bytes) != model {
+    async fn published(&self, model: ModelId, manifest: BlobId, source: NodeId) -> Result<bool, RegistryError> {
+        let name = match self.registry.manifest_of(model, manifest, &[source]).await {
+            Ok(manifest) => manifest.name,
             // The job names a manifest that is not its model's: nobody published that.
-            return Ok(false);
-        }
-        let Ok(manifest) = ModelManifest::decode(&bytes) else { return Ok(false) };
-        for publisher in &self.allowed {
-            let reference = format!("{publisher}/{}@{}", manifest.name, manifest.version);
-            match self.registry.resolve(&reference).await {
-                Ok(record) if record.model == model => return Ok(true),
-                Ok(_) => {}
-                Err(e) => tracing::debug!(%reference, error = %e, "no record"),
-            }
-        }
-        Ok(false)
+            Err(RegistryError::WrongManifest { .. }) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        Ok(self.registry.vouched_by(model, &name, &self.allowed).await?.is_some())
     }
 }
