@@ -201,7 +201,6 @@ impl Assembly {
             net: ports.net.clone(),
             store: ports.store.clone(),
             blobs: ports.blobs.clone(),
-            transfer: ports.transfer.clone(),
             registry: ports.registry.clone(),
             pool: pool.clone(),
             limits: self.config.executor.limits,
