@@ -11,6 +11,7 @@
 mod remote;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,7 @@ pub(crate) struct Pool {
 struct Inner {
     parts: PoolParts,
     members: Mutex<HashMap<NodeId, Member>>,
+    next: AtomicU64,
     offering: watch::Sender<Vec<ExecutorClass>>,
     engines: watch::Sender<Vec<EngineId>>,
     /// Wakes those who wait for a place.
@@ -105,6 +107,8 @@ enum Link {
 }
 
 struct Member {
+    /// Tells an executor that left and came back from the one before.
+    id: u64,
     link: Link,
     class: ExecutorClass,
     running: u32,
@@ -158,13 +162,14 @@ pub struct ExecutorStatus {
 pub(crate) struct Reservation {
     pool: Pool,
     node: NodeId,
+    member: u64,
     link: Link,
     gone: CancellationToken,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(member) = self.pool.members().get_mut(&self.node) {
+        if let Some(member) = self.pool.members().get_mut(&self.node).filter(|m| m.id == self.member) {
             member.running = member.running.saturating_sub(1);
         }
         self.pool.inner.freed.notify_one();
@@ -177,6 +182,7 @@ impl Pool {
         let inner = Inner {
             parts,
             members: Mutex::default(),
+            next: AtomicU64::new(0),
             offering: watch::Sender::new(Vec::new()),
             engines: watch::Sender::new(Vec::new()),
             freed: Notify::new(),
@@ -213,7 +219,8 @@ impl Pool {
                 (known.class, known.capacity, known.link) = (class, capacity, link);
             } else if members.len() < MEMBERS_MAX {
                 let gone = CancellationToken::new();
-                let member = Member { link, class, running: 0, capacity, faults: 0, rests_until: None, gone };
+                let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+                let member = Member { id, link, class, running: 0, capacity, faults: 0, rests_until: None, gone };
                 members.insert(node, member);
             } else {
                 return false;
@@ -318,7 +325,8 @@ impl Pool {
             .min_by_key(|(node, m)| (m.load(now), **node));
         let (node, member) = best.ok_or(NoRoom::Busy)?;
         member.running += 1;
-        Ok(Reservation { pool: self.clone(), node: *node, link: member.link.clone(), gone: member.gone.clone() })
+        let (link, gone) = (member.link.clone(), member.gone.clone());
+        Ok(Reservation { pool: self.clone(), node: *node, member: member.id, link, gone })
     }
 
     /// Runs an order at the reserved place, and at others of its class when that one fails.
