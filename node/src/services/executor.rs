@@ -146,8 +146,15 @@ pub(crate) fn start(parts: ExecutorParts) -> std::io::Result<ExecutorHandle> {
         scratch: parts.scratch,
         misbehaviour: parts.misbehaviour,
     };
-    let tasks = parts.tasks.clone();
-    parts.tasks.spawn("commands", serve(Arc::new(inner), commands, tasks));
+    let (inner, tasks, token) = (Arc::new(inner), parts.tasks.clone(), parts.tasks.token());
+    let warm = inner.clone();
+    parts.tasks.spawn("warm", async move {
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = warm.models.keep_warm() => {}
+        }
+    });
+    parts.tasks.spawn("commands", serve(inner, commands, tasks));
     Ok(handle)
 }
 

@@ -6,8 +6,9 @@
 //! Invariants: any number of jobs of one model wait for one fetch; at most [`MODELS_MAX`] models are kept, the one used
 //! longest ago goes first; a failed fetch is not kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sundara_proto::id::{BlobId, EnvId, ModelId, NodeId};
 use sundara_proto::job::{JobSpec, Limits, Program};
@@ -21,6 +22,9 @@ use crate::services::work::ExecutorFault;
 
 /// Models kept ready. Each is a few paths; what is large (code, images) the runtime bounds.
 const MODELS_MAX: usize = 64;
+
+/// Time between looks for newly pinned models.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// What does not differ from job to job of one model.
 #[derive(Debug)]
@@ -73,6 +77,28 @@ impl Models {
         let ready = self.model(model, manifest, &[]).await?;
         let limits = runtime_limits(&ready.limits.unwrap_or_default());
         self.runtime.prepare(&ready.setup, &limits).await.map_err(|e| fault(&e))
+    }
+
+    /// Makes every pinned model ready, and those that are pinned later, so that their first job is as fast as the next.
+    pub(super) async fn keep_warm(&self) {
+        let mut done: HashSet<ModelId> = HashSet::new();
+        loop {
+            let listed = self.registry.list().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "pinned models are not known; none is made ready");
+                Vec::new()
+            });
+            let pinned = listed.into_iter().filter(|m| m.pinned && m.local).take(MODELS_MAX);
+            for model in pinned {
+                if !done.insert(model.model) {
+                    continue;
+                }
+                match self.prepare(model.model, model.manifest).await {
+                    Ok(()) => tracing::info!(name = %model.name, model = %model.model, "model is ready"),
+                    Err(fault) => tracing::warn!(name = %model.name, %fault, "pinned model could not be made ready"),
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Forgets a model whose files are not what they were.
