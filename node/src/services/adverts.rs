@@ -127,14 +127,21 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self, mut peers: broadcast::Receiver<PeerEvent>, token: CancellationToken) {
         let mut due = Instant::now();
+        // A source that is gone says nothing new; what it said last holds.
+        let (mut classes_change, mut models_change) = (true, true);
         loop {
             let wake = tokio::select! {
                 biased;
                 () = token.cancelled() => return,
                 () = tokio::time::sleep_until(due) => None,
-                // A sender that is gone stands for a node that ends.
-                changed = self.offering.changed() => match changed { Ok(()) => Some(Duration::ZERO), Err(_) => return },
-                changed = self.models.changed() => match changed { Ok(()) => Some(Duration::ZERO), Err(_) => return },
+                changed = self.offering.changed(), if classes_change => {
+                    classes_change = changed.is_ok();
+                    changed.ok().map_or(Some(PUBLISH_EVERY), |()| Some(Duration::ZERO))
+                }
+                changed = self.models.changed(), if models_change => {
+                    models_change = changed.is_ok();
+                    changed.ok().map_or(Some(PUBLISH_EVERY), |()| Some(Duration::ZERO))
+                }
                 event = peers.recv() => match event {
                     Ok(PeerEvent::Connected(_)) | Err(broadcast::error::RecvError::Lagged(_)) => self.for_newcomer(),
                     Ok(_) => continue,
@@ -318,6 +325,7 @@ impl Listener {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::services::work::harness::{TestNode, network};
     use sundara_proto::id::EngineId;
 
     fn advert(key: u8, node: u8, sequence: u64, expires_at: u64) -> Arc<Signed<Advert>> {
@@ -367,5 +375,60 @@ mod tests {
         let taken = (0..50).filter(|n| table.insert(&advert(1, *n, 1, 9_000), now)).count();
         assert_eq!(taken, NODES_PER_HOTKEY_MAX);
         assert!(table.insert(&advert(2, 99, 1, 9_000), now), "others still get in");
+    }
+
+    /// A miner's side: the handle, and what its pool offers.
+    async fn advertise(node: &TestNode) -> watch::Sender<Vec<ExecutorClass>> {
+        let (classes, offering) = watch::channel(Vec::new());
+        start(AdvertsParts {
+            network: network(),
+            key: node.key.clone(),
+            net: node.net.clone(),
+            offering: Some(offering),
+            models: watch::channel(vec![ModelId([4; 32])]).1,
+            miners: None,
+            tasks: node.tasks.child("adverts"),
+        })
+        .await;
+        classes
+    }
+
+    #[tokio::test]
+    async fn a_validator_that_comes_late_learns_its_miners() {
+        let miner = TestNode::start(90, Roles::MINER).await;
+        let classes = advertise(&miner).await;
+        classes.send_replace(vec![ExecutorClass {
+            hardware_class: "cpu".into(),
+            slots: 2,
+            engines: vec![EngineId([1; 32])],
+            price: 0,
+        }]);
+        let validator = TestNode::start(91, Roles::VALIDATOR).await;
+        let (feed, mut miners) = mpsc::channel(4);
+        let adverts = start(AdvertsParts {
+            network: network(),
+            key: validator.key.clone(),
+            net: validator.net.clone(),
+            offering: None,
+            models: watch::channel(Vec::new()).1,
+            miners: Some(feed),
+            tasks: validator.tasks.child("adverts"),
+        })
+        .await;
+        validator.join(&miner).await;
+        adverts.wait_for_miners(1).await;
+        let heard = adverts.list();
+        assert_eq!((heard[0].node, heard[0].hotkey()), (miner.id(), miner.key.hotkey()));
+        assert_eq!(heard[0].models, [ModelId([4; 32])]);
+        let mut profile = miners.recv().await.unwrap();
+        // An advert from before its executor came may have been first.
+        while profile.classes.is_empty() {
+            profile = miners.recv().await.unwrap();
+        }
+        assert_eq!((profile.hotkey, profile.classes[0].slots), (miner.key.hotkey(), 2));
+        // Its executors go: the validator hears that too.
+        classes.send_replace(Vec::new());
+        let mut known = adverts.miners.clone();
+        known.wait_for(|n| *n == 0).await.unwrap();
     }
 }
