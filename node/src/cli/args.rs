@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, LogFormat, Resolved, Sources};
 use crate::presets::Role;
 
 /// Default address of the local API.
-pub const API_DEFAULT: &str = "http://127.0.0.1:4102";
+pub(super) const API_DEFAULT: &str = "http://127.0.0.1:4102";
 
 /// A mesh of verified compute.
 ///

@@ -71,7 +71,7 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
 pub type CliResult = Result<Exit, CliError>;
 
 /// The table as text for `--help`.
-pub fn help() -> String {
+pub(super) fn help() -> String {
     let lines = EXIT_CODES.iter().map(|(exit, meaning)| format!("  {:<4} {meaning}", *exit as u8));
     std::iter::once("Exit codes:".to_owned()).chain(lines).collect::<Vec<_>>().join("\n")
 }

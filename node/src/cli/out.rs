@@ -9,14 +9,14 @@ use serde_json::Value;
 
 /// Standard output in the form that was asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Out {
+pub(super) struct Out {
     /// Whether `--json` was given.
-    pub json: bool,
+    pub(super) json: bool,
 }
 
 impl Out {
     /// Prints `value` as JSON, or what `text` makes of it.
-    pub fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
+    pub(super) fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> io::Result<()> {
         if self.json {
             return self.line(&serde_json::to_string_pretty(value)?);
         }
@@ -24,7 +24,7 @@ impl Out {
     }
 
     /// One line; nothing for an empty text.
-    pub fn line(&self, text: &str) -> io::Result<()> {
+    pub(super) fn line(&self, text: &str) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
         }
@@ -35,7 +35,7 @@ impl Out {
     }
 
     /// Bytes as they are.
-    pub fn bytes(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn bytes(&self, bytes: &[u8]) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(bytes)?;
         out.flush()
@@ -43,13 +43,13 @@ impl Out {
 }
 
 /// A word about progress, on standard error.
-pub fn note(text: &str) {
+pub(super) fn note(text: &str) {
     // Nobody to tell is no reason to fail.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Progress of something that has no known length, where standard error is a terminal.
-pub fn spinner(message: String) -> ProgressBar {
+pub(super) fn spinner(message: String) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -59,7 +59,7 @@ pub fn spinner(message: String) -> ProgressBar {
 }
 
 /// Progress through `len` bytes, where standard error is a terminal.
-pub fn bytes_bar(message: String, len: u64) -> ProgressBar {
+pub(super) fn bytes_bar(message: String, len: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -69,7 +69,7 @@ pub fn bytes_bar(message: String, len: u64) -> ProgressBar {
 }
 
 /// Columns of equal width, with a heading; empty without rows.
-pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -92,7 +92,7 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// A list of objects as a table; columns are their fields as they first occur.
-pub fn columns(items: &[Value]) -> String {
+pub(super) fn columns(items: &[Value]) -> String {
     let mut heading: Vec<&str> = Vec::new();
     for object in items.iter().filter_map(Value::as_object) {
         for name in object.keys() {
@@ -106,7 +106,7 @@ pub fn columns(items: &[Value]) -> String {
 }
 
 /// An object as lines of name and value; nested ones by dotted names.
-pub fn fields(value: &Value) -> String {
+pub(super) fn fields(value: &Value) -> String {
     let mut lines = Vec::new();
     flatten("", value, &mut lines);
     let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();

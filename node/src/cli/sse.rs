@@ -5,16 +5,16 @@ const EVENT_BYTES_MAX: usize = 1 << 20;
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Event {
+pub(super) struct Event {
     /// Its kind; empty when it names none.
-    pub name: String,
+    pub(super) name: String,
     /// Its data; several lines joined by line feeds.
-    pub data: String,
+    pub(super) data: String,
 }
 
 /// Cuts a stream of bytes into events. Bytes may come in pieces of any size.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub(super) struct Parser {
     line: Vec<u8>,
     event: Event,
     has_data: bool,
@@ -23,14 +23,14 @@ pub struct Parser {
 /// An event beyond its limit, or one that is not UTF-8.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the event stream is malformed")]
-pub struct Malformed;
+pub(super) struct Malformed;
 
 impl Parser {
     /// Takes the next bytes; returns the events that they complete.
     ///
     /// # Errors
     /// When an event is too large or no text. Nothing can be read after that.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Malformed> {
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Malformed> {
         let mut events = Vec::new();
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {

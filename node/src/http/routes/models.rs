@@ -109,7 +109,7 @@ fn refused(error: RegistryError) -> ApiError {
     let code = match &error {
         RegistryError::BadName { .. } => Code::BadRequest,
         RegistryError::Unresolved(_) | RegistryError::NotHere { .. } => Code::NotFound,
-        RegistryError::Pack(_) | RegistryError::VersionNotHigher { .. } | RegistryError::NoHotkey => Code::Refused,
+        RegistryError::Pack(_) | RegistryError::VersionNotHigher { .. } => Code::Refused,
         RegistryError::Store(_) | RegistryError::Damaged(_) => Code::Internal,
         other if other.is_retryable() => Code::Unavailable,
         _ => Code::Refused,
