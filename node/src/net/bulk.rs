@@ -86,7 +86,8 @@ enum Transport {
 pub struct BlobStream {
     transport: Transport,
     idle: Pin<Box<Sleep>>,
-    moved_at: Instant,
+    /// Since when somebody waits for the stream and nothing moves.
+    waiting: Option<Instant>,
     _slot: Option<Slot>,
 }
 
@@ -102,18 +103,17 @@ impl BlobStream {
     }
 
     fn new(transport: Transport, slot: Option<Slot>) -> Self {
-        let moved_at = Instant::now();
-        Self { transport, idle: Box::pin(tokio::time::sleep(IDLE_TIMEOUT)), moved_at, _slot: slot }
+        Self { transport, idle: Box::pin(tokio::time::sleep(IDLE_TIMEOUT)), waiting: None, _slot: slot }
     }
 
     /// Notes progress, or ends what has waited too long. The timer is moved only when it fires.
     fn progress<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.moved_at = Instant::now();
+            self.waiting = None;
             return polled;
         }
+        let deadline = *self.waiting.get_or_insert_with(Instant::now) + IDLE_TIMEOUT;
         while self.idle.as_mut().poll(cx).is_ready() {
-            let deadline = self.moved_at + IDLE_TIMEOUT;
             if Instant::now() >= deadline {
                 let text = format!("nothing moved on the blob stream for {} s", IDLE_TIMEOUT.as_secs());
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
@@ -159,5 +159,39 @@ impl AsyncWrite for BlobStream {
             Transport::Mesh(stream) => Pin::new(stream).poll_close(cx),
         };
         self.progress(cx, polled)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_on_which_nothing_moves_ends_and_a_slow_one_does_not() {
+        let (mut ours, mut theirs) = BlobStream::local();
+        let mut byte = [0];
+        for _ in 0..5 {
+            tokio::time::sleep(IDLE_TIMEOUT * 9 / 10).await;
+            theirs.write_all(&[1]).await.unwrap();
+            ours.read_exact(&mut byte).await.unwrap();
+        }
+        let began = Instant::now();
+        let error = ours.read_exact(&mut byte).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= IDLE_TIMEOUT && began.elapsed() < IDLE_TIMEOUT * 2);
+    }
+
+    #[test]
+    fn streams_of_a_peer_are_counted_until_they_are_dropped() {
+        let (peer, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut slots: Vec<Slot> = (0..STREAMS_PER_PEER).map(|_| Slot::take(&peer, &all).unwrap()).collect();
+        assert!(Slot::take(&peer, &all).is_none());
+        slots.pop();
+        assert!(Slot::take(&peer, &all).is_some());
+        drop(slots);
+        assert_eq!((peer.load(Ordering::Relaxed), all.load(Ordering::Relaxed)), (0, 0));
     }
 }

@@ -10,7 +10,9 @@
 //! `try_send`; every map is bounded by connections, which are limited, or by a constant that stands beside it.
 
 mod connections;
+mod discovery;
 pub(super) mod gossip;
+mod handshakes;
 mod links;
 mod queries;
 mod streams;
@@ -132,7 +134,7 @@ pub struct NetDriver {
     standings: HashMap<Hotkey, Standing>,
     /// Highest serial seen of a hotkey, and the node that it is for.
     serials: HashMap<Hotkey, (u64, PeerId)>,
-    conflicts: connections::Conflicts,
+    conflicts: handshakes::Conflicts,
     links: links::Links,
     queries: queries::Queries,
     all_blobs: Arc<AtomicUsize>,

@@ -92,6 +92,11 @@ impl Gates {
         })
     }
 
+    /// The peer's last connection is gone: the next one finds a shut gate, even while old handlers still hold this one.
+    pub(super) fn forget(&self, peer: &PeerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(peer);
+    }
+
     /// Forgets the gates that nobody holds.
     pub(super) fn purge(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, gate| gate.strong_count() > 0);

@@ -20,6 +20,8 @@
 pub(super) mod client;
 mod frame;
 pub(super) mod server;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
