@@ -90,7 +90,7 @@ impl SledStore {
         let (queue, inbox) = queue::channel();
         let thread = writer::Writer::new(loaded, config, dir, inbox)?.spawn(lock)?;
         let store = Self { queue, index, writer: Mutex::new(Some(thread)) };
-        migrate::run(&store, dir, migrations)?;
+        migrate::run(&store, dir, migrations, config.accept_data_loss)?;
         Ok(store)
     }
 }

@@ -34,12 +34,18 @@ pub struct MigrationStep {
     pub next: Option<Bytes>,
 }
 
-/// Brings `store` to the newest format that `migrations` lead to. A store without records gets that format at once.
-pub(super) fn run(store: &dyn Store, path: &Path, migrations: &[Migration]) -> Result<(), StoreError> {
+/// Brings `store` to the newest format that `migrations` lead to. A store without records gets that format at once;
+/// so does one that lost its number, if `accept_data_loss`: what damaged it was most likely written by this version.
+pub(super) fn run(
+    store: &dyn Store,
+    path: &Path,
+    migrations: &[Migration],
+    accept_data_loss: bool,
+) -> Result<(), StoreError> {
     let newest = migrations.len() as u32 + 1;
     let format = match store.get(Keyspace::Meta, FORMAT_KEY)? {
         Some(bytes) => parse(&bytes).ok_or_else(|| StoreError::damaged(path, "its format number is not readable"))?,
-        None if store.status().records == 0 => {
+        None if accept_data_loss || store.status().records == 0 => {
             let mut batch = WriteBatch::new();
             put_format(&mut batch, newest);
             store.commit(batch).wait()?;

@@ -36,7 +36,14 @@ pub(super) fn open(dir: &Path, config: &StoreConfig) -> Result<Loaded, StoreErro
         Some(number) => number,
         None => build(dir, 1, 0, config, |_| Ok(Tally::default()))?,
     };
-    let number = match load(&files::generation_path(dir, number), config) {
+    let generation = files::generation_path(dir, number);
+    // sled mends some files (a cut-off tail without records) in an attempt that fails; what opens then still has to
+    // tally.
+    let loaded = match load(&generation, config) {
+        Err(StoreError::Damaged { .. }) => load(&generation, config),
+        loaded => loaded,
+    };
+    let number = match loaded {
         Ok(loaded) if !is_bloated(&loaded) => return Ok(loaded),
         Ok(loaded) => rebuild(dir, number, loaded, config)?,
         Err(damage @ StoreError::Damaged { .. }) if config.accept_data_loss => salvage(dir, number, &damage, config)?,

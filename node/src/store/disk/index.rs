@@ -33,8 +33,8 @@ const WHOLE: u8 = 0;
 const CHUNKED: u8 = 1;
 
 /// sled lets go of its file on a thread of its own; this is how long a closed one is waited for.
-const LOCK_RETRIES: u32 = 100;
-const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(20);
+const LOCK_RETRIES: u32 = 400;
+const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// An open sled database.
 #[derive(Debug)]
@@ -267,7 +267,7 @@ fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, St
         }
         Ok(Err(sled::Error::Io(err))) => Err(StoreError::io("use the database in", path, err)),
         Ok(Err(err)) => Err(StoreError::damaged(path, err.to_string())),
-        Err(panic) => Err(StoreError::damaged(path, panic_text(&*panic))),
+        Err(panic) => Err(StoreError::damaged(path, format!("the database gave up: {}", panic_text(&*panic)))),
     }
 }
 

@@ -19,13 +19,14 @@ use super::files::sync_dir;
 use super::io_error;
 use super::tally::Tally;
 use crate::store::StoreError;
-use crate::store::batch::{MAX_BATCH_BYTES, Op};
+use crate::store::batch::Op;
 
-/// A file beyond this is closed at the next checkpoint: 16 MiB replay in about a second.
-pub(super) const CHECKPOINT_BYTES: u64 = 16 * 1024 * 1024;
+/// No journal is longer than this, unless it is damaged: the largest setting of `checkpoint_bytes`, and as much again
+/// for the group that began just below it.
+const MAX_FILE_BYTES: u64 = 2 * MAX_CHECKPOINT_BYTES;
 
-/// No file is longer than this, unless it is damaged: the last group may begin just below the limit above.
-const MAX_FILE_BYTES: u64 = CHECKPOINT_BYTES + 4 * MAX_BATCH_BYTES as u64;
+/// The largest setting of `checkpoint_bytes`: a journal is read into memory when the store opens.
+pub(super) const MAX_CHECKPOINT_BYTES: u64 = 128 * 1024 * 1024;
 
 /// The last digit is the version of the files' layout (journal, mark and the keys within sled).
 const MAGIC: &[u8; 8] = b"SNDJRNL1";
@@ -157,9 +158,9 @@ impl Journal {
         self.len == HEADER_BYTES as u64
     }
 
-    /// Whether it is time for a checkpoint.
-    pub(super) fn is_full(&self) -> bool {
-        self.len >= CHECKPOINT_BYTES
+    /// Bytes written.
+    pub(super) fn len(&self) -> u64 {
+        self.len
     }
 }
 

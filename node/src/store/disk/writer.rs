@@ -17,7 +17,7 @@ use tracing::error;
 use super::files;
 use super::generation::{Loaded, account};
 use super::index::{SharedIndex, full_key, panic_text};
-use super::journal::{AppendError, Journal, RawOp};
+use super::journal::{AppendError, Journal, MAX_CHECKPOINT_BYTES, RawOp};
 use super::mark::Mark;
 use super::queue::{Inbox, Next, Request};
 use super::tally::{Entry, Tally};
@@ -45,6 +45,7 @@ pub(super) struct Writer {
     records: Vec<u8>,
     disk_reserve_bytes: u64,
     relaxed_delay: Duration,
+    checkpoint_bytes: u64,
     failed: Option<String>,
 }
 
@@ -63,6 +64,7 @@ impl Writer {
             records: Vec::new(),
             disk_reserve_bytes: config.disk_reserve_bytes,
             relaxed_delay: Duration::from_millis(config.relaxed_delay_ms),
+            checkpoint_bytes: config.checkpoint_bytes.min(MAX_CHECKPOINT_BYTES),
             failed: None,
         };
         // What was replayed is made safe in sled, and older files are dropped.
@@ -116,7 +118,7 @@ impl Writer {
             seq += u64::from(!request.batch.is_empty());
             request.finish(Ok(Commit { seq }));
         }
-        if self.journal.is_full() {
+        if self.journal.len() >= self.checkpoint_bytes {
             // The group is safe already; a failure shows with the next one.
             let _ = self.attempt(Self::checkpoint);
         }
@@ -149,7 +151,7 @@ impl Writer {
         self.check_room(batches())?;
         match self.journal.append(&self.records) {
             Ok(()) => {}
-            Err(AppendError::Undone(err)) if err.kind() == io::ErrorKind::StorageFull => {
+            Err(AppendError::Undone(err)) if is_full(&err) => {
                 return Err(self.disk_full(self.records.len() as u64));
             }
             Err(AppendError::Undone(err)) => return Err(StoreError::io("write", self.journal.path(), err)),
@@ -231,6 +233,10 @@ impl Writer {
         });
         Ok(())
     }
+}
+
+fn is_full(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn raw(op: &Op) -> RawOp<'_> {
