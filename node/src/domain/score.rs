@@ -5,6 +5,8 @@
 //! in a fixed order.
 
 mod consistency_time;
+#[cfg(test)]
+mod listening;
 
 use std::collections::BTreeMap;
 

@@ -14,7 +14,7 @@ use sundara_proto::verdict::{Standing, Verdict};
 use super::miner::{Luck, Miner, right};
 use super::{Behaviour, Setup};
 use crate::domain::Now;
-use crate::domain::audit::EpochSecret;
+use crate::domain::audit::{EpochSecret, FLOOR, recheck};
 use crate::domain::job::testing::{attestation, engine, env_id, hotkey, profile, spec, submission_of, unsigned};
 use crate::domain::job::{
     AuditResult, CleanRecord, Input, JobMachine, JobRecord, MinerRecord, Offence, Output, Part, Submission,
@@ -168,13 +168,17 @@ impl World {
         world
     }
 
-    fn machine(setup: &Setup, life: u32) -> JobMachine {
+    fn secret(setup: &Setup) -> EpochSecret {
         let mut secret = [11; 32];
         secret[..8].copy_from_slice(&setup.seed.to_le_bytes());
+        EpochSecret { epoch: 0, secret }
+    }
+
+    fn machine(setup: &Setup, life: u32) -> JobMachine {
         let mut seed = [13; 32];
         seed[..4].copy_from_slice(&life.to_le_bytes());
         seed[4..12].copy_from_slice(&setup.seed.to_le_bytes());
-        JobMachine::new(setup.config.clone(), Digest([6; 32]), EpochSecret { epoch: 0, secret }, seed)
+        JobMachine::new(setup.config.clone(), Digest([6; 32]), Self::secret(setup), seed)
     }
 
     fn now(&self) -> Now {
@@ -471,6 +475,11 @@ impl World {
         }
         for job in &self.acknowledged {
             assert!(self.report.verdicts.contains_key(job), "{job:?} was acknowledged and never ended");
+        }
+        // Anyone draws the audits again once the secret is out, and finds none neglected.
+        let secret = Self::secret(&self.setup);
+        for verdict in self.report.verdicts.values() {
+            assert_eq!(recheck(&secret, verdict, FLOOR), [], "a draw was neglected");
         }
         assert_eq!(self.machine.live(), 0, "jobs that never end");
         self.machine.assert_idle();

@@ -120,6 +120,9 @@ pub fn recheck(secret: &EpochSecret, verdict: &Verdict, floor: f64) -> Vec<Negle
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sundara_proto::id::{BlobId, EnvId, JobId};
+    use sundara_proto::units::{ByteCount, UnixMillis};
+    use sundara_proto::verdict::Replica;
 
     #[test]
     fn every_commitment_is_published_an_epoch_ahead_and_opened_an_epoch_later() {
@@ -139,6 +142,42 @@ mod tests {
             assert_ne!(secret, epochs.current().secret, "the present secret stays secret");
             promised.push(announced);
         }
+    }
+
+    #[test]
+    fn a_neglected_draw_is_found_by_anyone() {
+        let secret = EpochSecret { epoch: 4, secret: [3; 32] };
+        let mut neglected = 0;
+        for n in 0..2_000_u32 {
+            let mut commitment = [0; 32];
+            commitment[..4].copy_from_slice(&n.to_le_bytes());
+            let replica = Replica {
+                miner: Hotkey([1; 32]),
+                standing: Standing::Agreed,
+                attestation: Some(Digest(commitment)),
+                commitment: None,
+                latency_us: 1,
+            };
+            let verdict = |kind, epoch| Verdict {
+                job: JobId([2; 32]),
+                attempt: 0,
+                rank: 0,
+                kind,
+                outcome: None,
+                output: BlobId([0; 32]),
+                output_len: ByteCount(0),
+                env_id: EnvId([0; 32]),
+                replicas: vec![replica.clone()],
+                epoch,
+                issued_at: UnixMillis(0),
+                incentive: Digest([0; 32]),
+            };
+            neglected += recheck(&secret, &verdict(VerdictKind::Unaudited, 4), super::super::FLOOR).len();
+            assert_eq!(recheck(&secret, &verdict(VerdictKind::Audited, 4), 1.0), []);
+            assert_eq!(recheck(&secret, &verdict(VerdictKind::Unaudited, 5), 1.0), [], "another epoch's secret");
+        }
+        // A validator that never audits shows in 4.2 % of its verdicts: binomial(2000, 0.042), 6 standard deviations.
+        assert!((30..=138).contains(&neglected), "{neglected}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Makings of tests: jobs, miners and attestations without the cost of signatures, which the machine never checks.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::Duration;
