@@ -179,6 +179,8 @@ impl TransferHandle {
     /// Makes sure that a blob is here, complete and verified, and that `access` may read it. One fetch runs for any number
     /// of callers. Dropping the future ends the fetch when nobody else waits; what arrived is kept and resumed.
     ///
+    /// A public blob is provided afterwards, also when it was here before.
+    ///
     /// A private `access` counts a use, which [`super::Blobs::remove`] takes back.
     ///
     /// # Errors

@@ -152,6 +152,12 @@ impl Encoder {
         failed.map_or(Ok(filled), Err)
     }
 
+    /// Whether every byte was returned.
+    pub fn is_done(&mut self) -> bool {
+        self.next = self.next.take().or_else(|| self.walk.next());
+        self.next.is_none()
+    }
+
     /// Whether the step's bytes are what the tree says.
     fn step(&mut self, step: Step, out: &mut [u8], fresh: &mut GroupRanges) -> io::Result<bool> {
         match step {

@@ -456,5 +456,8 @@ impl Transfer {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing;
+#[cfg(test)]
 #[path = "transfer/tests.rs"]
 mod tests;

@@ -314,7 +314,7 @@ mod tests {
             ("name = \"a\"\nversion = 1\nprogram = \"d.wasm\"\nengine = \"gpu\"", "engine"),
             ("name = \"a\"\nversion = 1\nprogram = \"d.wasm\"\nspeed = 1", "speed"),
             ("name = \"a\"\nversion = 1\nprogram = \"d.wasm\"\n[limits]\nmemory = 99999999999", "limits"),
-            ("name = \"a\"\nversion = 1\nprogram = \"d.wasm\"\n[determinism]\nclass = \"maybe\"", "determinism"),
+            ("name = \"a\"\nversion = 1\nprogram = \"d.wasm\"\n[determinism]\nclass = \"maybe\"", "class"),
         ];
         for (toml, field) in cases {
             let error = packed(toml, &["d.wasm", "w"]).unwrap_err().to_string();

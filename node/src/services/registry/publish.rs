@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::books::{self, InstalledRow};
 use super::pack::{self, Pack};
 use super::{Inner, RegistryError, local};
-use crate::blobs::{Access, ImportMode, lock};
+use crate::blobs::{Access, ImportMode, Sources, lock};
 use crate::domain::catalog::{ModelName, name_of};
 
 /// After a record could not be put into the DHT: when it is tried again, at first and at most.
@@ -67,6 +67,7 @@ async fn publish_all(inner: &Inner, hotkey: &HotkeyPair, dir: PathBuf) -> Result
     if encoded.len() > limit::MANIFEST {
         return Err(RegistryError::ManifestTooLarge);
     }
+    let encoded_len = ByteCount(encoded.len() as u64);
     let model = ModelManifest::id_of(&encoded);
     let blob = inner.blobs.put(encoded.into(), Access::Public).await?;
     books::put_installed(inner, &model, InstalledRow { manifest: blob, pinned: false }).await?;
@@ -75,6 +76,11 @@ async fn publish_all(inner: &Inner, hotkey: &HotkeyPair, dir: PathBuf) -> Result
     // Persisted, then announced.
     books::hear(inner, record.clone()).await?;
     let unannounced = put(inner, &record).await.err();
+    // They are here: this makes the node provide them at once.
+    let blobs = manifest.blobs().map(|a| (a.blob, a.len)).chain([(blob, encoded_len)]);
+    for (blob, len) in blobs {
+        inner.transfer.fetch(blob, len, Sources::default(), Access::Public).await?;
+    }
     if let Some(reason) = &unannounced {
         tracing::warn!(name = name.name, reason, "published here; the dht does not have the record yet");
     }

@@ -17,18 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::WorkerId;
 use super::probe::{self, Probed};
-use super::worker::{End, Job, work};
+use super::worker::{End, Ended, Job, work};
 use super::{BlobLen, Shared, Sources, TransferError};
 use crate::blobs::{Access, BlobError, FetchRequest, Opened, Partial};
 
-/// A unit is what is asked for at once: large enough that headers and paths do not show, small enough to share out.
-const UNIT_MIN_GROUPS: u64 = 16;
-const UNIT_MAX_GROUPS: u64 = 64;
-/// Units that a blob is cut into where it is large enough: so many that several providers come in.
-const UNITS_WANTED: u64 = 16;
 /// How often a provider that fails is tried again, and how long first; doubles each time.
 const RETRIES: u32 = 3;
 const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// Longest time between two questions to a busy provider.
+const BUSY_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Look-ups in the DHT without any usable provider before giving up, and the time between them: a record may be on its way.
 const LOOKUPS: u32 = 3;
 const LOOKUP_EVERY: Duration = Duration::from_secs(2);
@@ -101,22 +98,23 @@ pub(crate) async fn run(
     if let Err(e) = &outcome {
         tracing::info!(blob = %blob, error = %e, "blob not fetched");
     }
+    let mut public = false;
     for waiter in waiters {
+        public |= waiter.access.is_public();
         let result = match &outcome {
             Ok(()) => adopt(&shared, blob, waiter.access).await,
             Err(e) => Err(e.clone()),
         };
         let _ = waiter.reply.send(result);
     }
+    // Nobody waits for the DHT.
+    if outcome.is_ok() && public {
+        shared.provide(blob).await;
+    }
 }
 
 async fn adopt(shared: &Shared, blob: BlobId, access: Access) -> Result<(), TransferError> {
-    let public = access.is_public();
     match shared.blobs.adopt(blob, access).await {
-        Ok(true) if public => {
-            shared.provide(blob).await;
-            Ok(())
-        }
         Ok(true) => Ok(()),
         Ok(false) => Err(TransferError::store(blob, &BlobError::NotFound { blob })),
         Err(e) => Err(TransferError::store(blob, &e)),
@@ -148,16 +146,11 @@ async fn fetch(
         return Err(TransferError::TooLarge { blob, len, max: limit::BLOB });
     }
     let Some(partial) = open(shared, blob, len, access).await? else { return Ok(()) };
-    let unit = unit_groups(len);
-    let job = Arc::new(Job::new(shared.clone(), partial, unit));
+    let job = Arc::new(Job::new(shared.clone(), partial));
     supervise(&job, &mut providers, &progress).await?;
     let partial = job.partial.clone();
     let finished = tokio::task::spawn_blocking(move || partial.finish()).await;
     finished.unwrap_or(Err(BlobError::Closed)).map_err(|e| TransferError::store(blob, &e))
-}
-
-fn unit_groups(len: ByteCount) -> u64 {
-    (group_count(len) / UNITS_WANTED).next_power_of_two().clamp(UNIT_MIN_GROUPS, UNIT_MAX_GROUPS)
 }
 
 /// `None`: complete already. A fetch that was cancelled a moment ago may still be writing its last unit.
@@ -175,7 +168,7 @@ async fn open(shared: &Shared, blob: BlobId, len: ByteCount, access: Access) -> 
     }
 }
 
-type Workers<'a> = FuturesUnordered<BoxFuture<'a, (WorkerId, End)>>;
+type Workers<'a> = FuturesUnordered<BoxFuture<'a, Ended>>;
 
 /// Runs workers until nothing is missing.
 async fn supervise(
@@ -195,7 +188,7 @@ async fn supervise(
         }
         let wake = providers.next_due().min(last_moved + stall).min(Instant::now() + HEDGE_AFTER);
         tokio::select! {
-            Some((id, end)) = workers.next(), if !workers.is_empty() => providers.on_end(job, id, end).await?,
+            Some(ended) = workers.next(), if !workers.is_empty() => providers.on_end(job, ended).await?,
             () = providers.step() => {}
             () = job.changed.notified() => {}
             () = sleep_until(wake) => {}
@@ -218,6 +211,7 @@ struct Provider {
     streams: usize,
     next_stream: usize,
     failures: u32,
+    refusals: u32,
     retry_at: Option<Instant>,
     /// Out for this fetch.
     out: bool,
@@ -258,6 +252,7 @@ impl Providers {
             streams: 0,
             next_stream: 0,
             failures: 0,
+            refusals: 0,
             retry_at: None,
             out: banned,
             last: last.to_owned(),
@@ -275,10 +270,13 @@ impl Providers {
         !waits && self.list.iter().all(|p| p.out)
     }
 
+    /// When something is due that is not yet. What is due already waits for work, not for time.
     fn next_due(&self) -> Instant {
-        let far = Instant::now() + Duration::from_secs(3600);
+        let now = Instant::now();
         let retries = self.list.iter().filter(|p| !p.out).filter_map(|p| p.retry_at);
-        retries.chain(self.lookup_at.filter(|_| self.lookup.is_none())).min().unwrap_or(far)
+        let lookup = self.lookup_at.filter(|_| self.lookup.is_none());
+        let far = now + Duration::from_secs(3600);
+        retries.chain(lookup).filter(|at| *at > now).min().unwrap_or(far)
     }
 
     /// Takes a hint or a look-up's result. Cancel safe.
@@ -342,17 +340,20 @@ impl Providers {
         fit.min_by_key(|(at, p)| (p.streams, *at)).map(|(at, _)| at)
     }
 
-    async fn on_end(&mut self, job: &Job, id: WorkerId, end: End) -> Result<(), TransferError> {
-        let Some(p) = self.list.get_mut(id.provider) else { return Ok(()) };
+    async fn on_end(&mut self, job: &Job, ended: Ended) -> Result<(), TransferError> {
+        let Some(p) = self.list.get_mut(ended.id.provider) else { return Ok(()) };
         p.streams = p.streams.saturating_sub(1);
+        if ended.units > 0 {
+            (p.failures, p.refusals) = (0, 0);
+        }
         let mut lie = None;
-        match end {
+        match ended.end {
             End::Done => "served".clone_into(&mut p.last),
             End::NotFound => {
                 p.out = true;
                 "does not have it, or not for this node".clone_into(&mut p.last);
             }
-            End::Busy => p.fail("is busy".to_owned()),
+            End::Busy => p.busy(),
             End::Failed(reason) => p.fail(reason),
             End::Lied(reason) => {
                 p.out = true;
@@ -417,6 +418,13 @@ impl Providers {
 }
 
 impl Provider {
+    /// Asked again for as long as the fetch has patience: being busy is no fault.
+    fn busy(&mut self) {
+        "is busy".clone_into(&mut self.last);
+        self.retry_at = Some(Instant::now() + (RETRY_FIRST * 2_u32.pow(self.refusals.min(4))).min(BUSY_RETRY_MAX));
+        self.refusals += 1;
+    }
+
     /// Out after some tries, which its other streams share.
     fn fail(&mut self, reason: String) {
         self.last = reason;

@@ -24,6 +24,17 @@ pub(crate) struct WorkerId {
     pub(crate) stream: usize,
 }
 
+/// What a worker asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    /// What its provider holds; `None`: everything, as far as is known.
+    pub(crate) holds: Option<&'a GroupRanges>,
+    /// Units wanted at once.
+    pub(crate) units: u64,
+    /// Whether it has nothing else to do, and may take over from others.
+    pub(crate) may_steal: bool,
+}
+
 #[derive(Debug)]
 struct Assigned {
     worker: WorkerId,
@@ -55,18 +66,11 @@ impl Plan {
         self.unassigned.count().div_ceil(self.unit)
     }
 
-    /// The next piece for `worker`, which holds `holds` (`None`: everything, as far as is known). `now` is any monotonic
-    /// clock.
-    pub(crate) fn take(
-        &mut self,
-        worker: WorkerId,
-        holds: Option<&GroupRanges>,
-        may_steal: bool,
-        now: Duration,
-    ) -> Option<GroupRanges> {
-        let groups = match self.first_unit(&self.unassigned, holds) {
+    /// The next piece for `worker`: of at most `units` units, for a fast one. `now` is any monotonic clock.
+    pub(crate) fn take(&mut self, worker: WorkerId, wish: Wish<'_>, now: Duration) -> Option<GroupRanges> {
+        let groups = match self.first_units(wish) {
             Some(groups) => groups,
-            None if may_steal => self.steal(worker, holds, now)?,
+            None if wish.may_steal => self.steal(worker, wish.holds, now)?,
             None => return None,
         };
         self.unassigned.subtract(&groups);
@@ -74,9 +78,9 @@ impl Plan {
         Some(groups)
     }
 
-    /// Groups of the first aligned unit in which `from` and `holds` meet.
-    fn first_unit(&self, from: &GroupRanges, holds: Option<&GroupRanges>) -> Option<GroupRanges> {
-        let mut here = None;
+    /// Groups of the first aligned units in which something unassigned is held.
+    fn first_units(&self, Wish { holds, units, .. }: Wish<'_>) -> Option<GroupRanges> {
+        let (from, mut here) = (&self.unassigned, None);
         for range in from.iter() {
             let part = GroupRanges::of(range);
             let part = holds.map_or(part.clone(), |h| part.intersect(h));
@@ -86,7 +90,7 @@ impl Plan {
             }
         }
         let start = here? / self.unit * self.unit;
-        let unit = GroupRanges::of(start..start + self.unit).intersect(from);
+        let unit = GroupRanges::of(start..start + self.unit * units.max(1)).intersect(from);
         Some(holds.map_or(unit.clone(), |h| unit.intersect(h)))
     }
 
@@ -151,6 +155,10 @@ mod tests {
     const A: WorkerId = WorkerId { provider: 0, stream: 0 };
     const B: WorkerId = WorkerId { provider: 1, stream: 0 };
 
+    fn wish(holds: Option<&GroupRanges>, may_steal: bool) -> Wish<'_> {
+        Wish { holds, units: 1, may_steal }
+    }
+
     fn at(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
@@ -158,30 +166,38 @@ mod tests {
     #[test]
     fn pieces_are_aligned_and_disjoint() {
         let mut plan = Plan::new(GroupRanges::of(3..20), 8);
-        let pieces: Vec<_> = (0..3).map(|_| plan.take(A, None, false, at(0)).unwrap()).collect();
+        let pieces: Vec<_> = (0..3).map(|_| plan.take(A, wish(None, false), at(0)).unwrap()).collect();
         assert_eq!(pieces, [GroupRanges::of(3..8), GroupRanges::of(8..16), GroupRanges::of(16..20)]);
-        assert_eq!(plan.take(B, None, false, at(0)), None);
+        assert_eq!(plan.take(B, wish(None, false), at(0)), None);
         pieces.iter().for_each(|p| plan.done(A, p));
         assert!(plan.is_done());
+    }
+
+    #[test]
+    fn a_fast_worker_gets_several_units_at_once() {
+        let mut plan = Plan::new(GroupRanges::of(3..40), 8);
+        let wish = Wish { holds: None, units: 4, may_steal: false };
+        assert_eq!(plan.take(A, wish, at(0)), Some(GroupRanges::of(3..32)));
+        assert_eq!(plan.take(A, wish, at(0)), Some(GroupRanges::of(32..40)));
     }
 
     #[test]
     fn a_partial_provider_gets_what_it_holds() {
         let mut plan = Plan::new(GroupRanges::of(0..32), 8);
         let holds = GroupRanges::of(10..13);
-        assert_eq!(plan.take(A, Some(&holds), true, at(0)), Some(holds.clone()));
-        assert_eq!(plan.take(A, Some(&holds), true, at(9999)), None, "its own piece is not stolen");
-        assert_eq!(plan.take(B, None, true, at(0)), Some(GroupRanges::of(0..8)));
+        assert_eq!(plan.take(A, wish(Some(&holds), true), at(0)), Some(holds.clone()));
+        assert_eq!(plan.take(A, wish(Some(&holds), true), at(9999)), None, "its own piece is not stolen");
+        assert_eq!(plan.take(B, wish(None, true), at(0)), Some(GroupRanges::of(0..8)));
     }
 
     #[test]
     fn a_stalled_piece_is_taken_over_once() {
         let mut plan = Plan::new(GroupRanges::of(0..8), 8);
-        let piece = plan.take(A, None, true, at(0)).unwrap();
-        assert_eq!(plan.take(B, None, true, at(100)), None, "too young");
-        assert_eq!(plan.take(B, None, true, at(400)), Some(piece.clone()));
+        let piece = plan.take(A, wish(None, true), at(0)).unwrap();
+        assert_eq!(plan.take(B, wish(None, true), at(100)), None, "too young");
+        assert_eq!(plan.take(B, wish(None, true), at(400)), Some(piece.clone()));
         let third = WorkerId { provider: 2, stream: 0 };
-        assert_eq!(plan.take(third, None, true, at(9000)), None, "two are enough");
+        assert_eq!(plan.take(third, wish(None, true), at(9000)), None, "two are enough");
         plan.done(B, &piece);
         assert!(plan.is_done() && plan.still_open(&piece).is_empty());
         plan.give_back(A, None);
@@ -191,9 +207,9 @@ mod tests {
     #[test]
     fn what_is_given_back_goes_to_another() {
         let mut plan = Plan::new(GroupRanges::of(0..16), 8);
-        let piece = plan.take(A, None, true, at(0)).unwrap();
+        let piece = plan.take(A, wish(None, true), at(0)).unwrap();
         plan.give_back(A, None);
-        assert_eq!(plan.take(B, None, true, at(0)), Some(piece));
+        assert_eq!(plan.take(B, wish(None, true), at(0)), Some(piece));
     }
 
     proptest! {
@@ -210,7 +226,7 @@ mod tests {
             for (i, what, wait) in moves {
                 now += wait;
                 match what {
-                    0 | 1 => queues[i].extend(plan.take(worker(i), None, queues[i].is_empty(), at(now))),
+                    0 | 1 => queues[i].extend(plan.take(worker(i), wish(None, queues[i].is_empty()), at(now))),
                     2 if !queues[i].is_empty() => {
                         let piece = queues[i].remove(0);
                         plan.done(worker(i), &piece);
@@ -230,7 +246,7 @@ mod tests {
                 plan.done(worker(0), &piece);
                 delivered.extend(&piece);
             }
-            while let Some(piece) = plan.take(worker(0), None, true, at(now)) {
+            while let Some(piece) = plan.take(worker(0), wish(None, true), at(now)) {
                 plan.done(worker(0), &piece);
                 delivered.extend(&piece);
             }

@@ -107,13 +107,15 @@ async fn answer(
     if pieces.send(Piece::Header(frame(&header)?)).await.is_err() {
         return Ok(false);
     }
-    while wants_body {
+    while let Some(mut reading) = encoder.take().filter(|_| wants_body) {
+        if reading.is_done() {
+            break;
+        }
+        // Every buffer comes back through the writer, so there are never more than the first ones.
         let Some(buffer) = spares.recv().await else { return Ok(false) };
-        let (back, filled) = fill(encoder, buffer).await;
-        encoder = back;
-        match filled {
-            Ok((_, 0)) => break,
-            Ok((buffer, len)) => {
+        match fill(reading, buffer).await {
+            Ok((reading, buffer, len)) => {
+                encoder = Some(reading);
                 if pieces.send(Piece::Data(buffer, len)).await.is_err() {
                     return Ok(false);
                 }
@@ -156,15 +158,11 @@ async fn begin(
 }
 
 /// Reads the next piece off the async threads.
-async fn fill(encoder: Option<Encoder>, mut buffer: Vec<u8>) -> (Option<Encoder>, Result<(Vec<u8>, usize), BlobError>) {
-    let Some(mut encoder) = encoder else { return (None, Ok((buffer, 0))) };
+async fn fill(mut encoder: Encoder, mut buffer: Vec<u8>) -> Result<(Encoder, Vec<u8>, usize), BlobError> {
     let work = tokio::task::spawn_blocking(move || {
         buffer.resize(PIECE, 0);
-        let filled = encoder.fill(&mut buffer);
-        (encoder, filled.map(|len| (buffer, len)))
+        let len = encoder.fill(&mut buffer)?;
+        Ok((encoder, buffer, len))
     });
-    match work.await {
-        Ok((encoder, filled)) => (Some(encoder), filled),
-        Err(_) => (None, Err(BlobError::Closed)),
-    }
+    work.await.unwrap_or(Err(BlobError::Closed))
 }

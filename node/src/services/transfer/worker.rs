@@ -17,13 +17,20 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::plan::{Plan, WorkerId};
+use super::plan::{Plan, Wish, WorkerId};
 use super::stream::{StreamError, frame, read_all, read_message, write_all};
 use super::{BlobIo, Shared, TransferError};
 use crate::blobs::{Partial, PieceError, encoded_len, lock};
 
 /// Longest wait for a stream, a dial and the handshakes before it included.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A unit: the least that is asked for, and what goes from one provider to another. 256 KiB, the frame that libp2p streams
+/// carry best.
+const UNIT_GROUPS: u64 = 16;
+/// Units asked for at once from a provider that is fast enough: larger requests cost less of everything.
+const UNITS_MAX: u64 = 4;
+/// How long the answer to one request should take: what is lost when its provider fails, and the slack at the end.
+const REQUEST_TIME: Duration = Duration::from_millis(100);
 /// Requests on their way at least, so that the provider never waits for one, and at most.
 const DEPTH_MIN: usize = 2;
 const DEPTH_MAX: usize = 16;
@@ -49,12 +56,19 @@ pub(crate) enum End {
     Fatal(TransferError),
 }
 
+/// A worker's last word.
+pub(crate) struct Ended {
+    pub(crate) id: WorkerId,
+    /// Units that it delivered.
+    pub(crate) units: u32,
+    pub(crate) end: End,
+}
+
 /// One fetch, as its workers share it.
 pub(crate) struct Job {
     pub(crate) shared: Arc<Shared>,
     pub(crate) partial: Arc<Partial>,
     plan: Mutex<Plan>,
-    unit: u64,
     /// Told when groups are done or given back.
     pub(crate) changed: Notify,
     /// Bytes received: what counts as progress.
@@ -65,13 +79,12 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(shared: Arc<Shared>, partial: Partial, unit: u64) -> Self {
-        let plan = Mutex::new(Plan::new(partial.missing(), unit));
+    pub(crate) fn new(shared: Arc<Shared>, partial: Partial) -> Self {
+        let plan = Mutex::new(Plan::new(partial.missing(), UNIT_GROUPS));
         Self {
             shared,
             partial: Arc::new(partial),
             plan,
-            unit,
             changed: Notify::new(),
             received: AtomicU64::new(0),
             stored: AtomicU64::new(0),
@@ -111,7 +124,8 @@ struct Worker {
 
 /// Works for `job` on a stream to `node`, until there is nothing left to do or the provider is of no more use, which
 /// `stop` may say too.
-pub(crate) async fn work(job: Arc<Job>, node: NodeId, id: WorkerId, stop: Arc<AtomicBool>) -> (WorkerId, End) {
+pub(crate) async fn work(job: Arc<Job>, node: NodeId, id: WorkerId, stop: Arc<AtomicBool>) -> Ended {
+    let mut units = 0;
     let end = match timeout(OPEN_TIMEOUT, job.shared.net.open(node)).await {
         Err(_) => End::Failed("did not answer".to_owned()),
         Ok(Err(e)) => End::Failed(format!("could not be reached: {e}")),
@@ -131,7 +145,9 @@ pub(crate) async fn work(job: Arc<Job>, node: NodeId, id: WorkerId, stop: Arc<At
             };
             let end = worker.run(&stop).await.unwrap_or_else(|end| end);
             // What is being stored may yet complete; the outcome decides whether others fetch it again.
-            match worker.settle().await {
+            let late = worker.settle().await;
+            units = worker.units_done;
+            match late {
                 Err(late) if matches!(end, End::Done | End::Failed(_) | End::NotFound | End::Busy) => late,
                 _ => end,
             }
@@ -139,7 +155,7 @@ pub(crate) async fn work(job: Arc<Job>, node: NodeId, id: WorkerId, stop: Arc<At
     };
     job.plan().give_back(id, None);
     job.changed.notify_waiters();
-    (id, end)
+    Ended { id, units, end }
 }
 
 impl Worker {
@@ -163,18 +179,27 @@ impl Worker {
         }
     }
 
-    /// How many requests may be on their way.
+    /// Units that come in `time` at the rate so far.
+    fn units_in(&self, time: Duration) -> f64 {
+        f64::from(self.units_done) / self.began.elapsed().as_secs_f64().max(1e-3) * time.as_secs_f64()
+    }
+
+    /// Units to ask for at once.
+    fn request_units(&self) -> u64 {
+        (self.units_in(REQUEST_TIME) as u64).clamp(1, UNITS_MAX)
+    }
+
+    /// Requests that may be on their way.
     fn depth(&self) -> usize {
-        let elapsed = self.began.elapsed().as_secs_f64().max(1e-3);
-        let units = f64::from(self.units_done) / elapsed * AHEAD.as_secs_f64();
-        (units as usize).clamp(DEPTH_MIN, DEPTH_MAX)
+        ((self.units_in(AHEAD) / self.request_units() as f64) as usize).clamp(DEPTH_MIN, DEPTH_MAX)
     }
 
     async fn ask(&mut self) -> Result<(), End> {
         let mut sent = false;
         while self.asked.len() < self.depth() {
-            let idle = self.asked.is_empty();
-            let taken = self.job.plan().take(self.id, self.holds.as_ref(), idle, self.job.now());
+            let may_steal = self.asked.is_empty();
+            let wish = Wish { holds: self.holds.as_ref(), units: self.request_units(), may_steal };
+            let taken = self.job.plan().take(self.id, wish, self.job.now());
             let Some(groups) = taken else { break };
             self.request(groups.clone()).await?;
             self.asked.push_back(Ask::Groups(groups));
@@ -245,7 +270,7 @@ impl Worker {
         let size = usize::try_from(encoded_len(self.job.partial.id(), len, &groups)).unwrap_or(usize::MAX);
         let mut buffer = self.spare.take().unwrap_or_default();
         if buffer.len() < size {
-            buffer = BytesMut::zeroed(size.max((self.job.unit * (GROUP_LEN + 128)) as usize)).into();
+            buffer = BytesMut::zeroed(size.max((UNITS_MAX * UNIT_GROUPS * (GROUP_LEN + 128)) as usize)).into();
         }
         shared.download.pass(size).await;
         read_all(&mut self.from, &mut buffer[..size], shared.progress_timeout(), |n| {
@@ -275,7 +300,8 @@ impl Worker {
         self.spare = Some(buffer);
         match stored {
             Ok(()) => {
-                self.units_done = self.units_done.saturating_add(1);
+                let units = groups.count().div_ceil(UNIT_GROUPS);
+                self.units_done = self.units_done.saturating_add(u32::try_from(units).unwrap_or(u32::MAX));
                 self.job.plan().done(self.id, &groups);
                 self.job.stored.fetch_add(groups.count(), Ordering::Relaxed);
                 self.job.changed.notify_waiters();
