@@ -73,7 +73,7 @@ pub(super) fn run(args: TestnetArgs, log: &LogArgs) -> CliResult {
         }
     });
     runtime.shutdown_background();
-    if ended.is_err() && temporary.is_some() {
+    if !matches!(ended, Ok(Exit::Ok | Exit::Interrupted)) && temporary.is_some() {
         // What happened is in the log; it is worth more than a clean temporary directory.
         let kept = temporary.map(tempfile::TempDir::keep);
         out::note(&format!("the log is in {}", kept.unwrap_or(dir).join("testnet.log").display()));

@@ -24,7 +24,6 @@ use super::error::{ApiError, Code};
 use super::guard::{self, Hosts, Peer};
 use crate::api::Node;
 use crate::config::HttpConfig;
-use sundara_proto::wire::limit;
 
 /// Most bytes of a JSON body: an inline input of 256 KiB as base64, and the rest of a request.
 const JSON_BYTES_MAX: usize = 1 << 20;
@@ -77,7 +76,6 @@ pub(super) struct Shared {
 /// The API of `node`. Uploads are spooled into `spool`.
 pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: CancellationToken) -> Router {
     let shared = Shared { node, uploads: Arc::new(Semaphore::new(config.uploads_max.max(1))), spool, stop };
-    let input = usize::try_from(limit::INPUT.0).unwrap_or(usize::MAX);
     Router::new()
         .route("/health", get(node::health))
         .route("/ready", get(node::ready))
@@ -85,7 +83,7 @@ pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: Canc
         .route("/v1/openapi.json", get(node::openapi))
         .route("/v1/status", get(node::status))
         .route("/v1/peers", get(node::peers))
-        .route("/v1/jobs", post(jobs::submit).layer(DefaultBodyLimit::max(input)).get(jobs::list))
+        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).merge(delete(jobs::cancel)))
         .route("/v1/jobs/{id}/events", get(jobs::events))
         .route("/v1/jobs/{id}/output", get(jobs::output))
@@ -98,7 +96,8 @@ pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: Canc
         .route("/v1/models/pin", post(models::pin))
         .route("/v1/models/rm", post(models::rm))
         .route("/v1/models/gc", post(models::gc))
-        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+        // Bodies are bounded where they are read, each by its own limit.
+        .layer(DefaultBodyLimit::disable())
         .layer(axum::middleware::from_fn_with_state(Hosts::new(&config.hosts), guard::check))
         .with_state(shared)
 }
@@ -109,14 +108,18 @@ pub(super) struct JsonBody<T>(pub(super) T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         if media_type(&request) != Some("application/json") {
             let error = ApiError::new(Code::UnsupportedMedia, "the body must be JSON");
             return Err(error.hint("send it with `content-type: application/json`"));
         }
-        let read = tokio::time::timeout(JSON_WITHIN, axum::body::Bytes::from_request(request, state));
+        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|len: usize| len > JSON_BYTES_MAX) {
+            return Err(too_large());
+        }
+        let read = tokio::time::timeout(JSON_WITHIN, axum::body::to_bytes(request.into_body(), JSON_BYTES_MAX));
         let read = read.await.map_err(|_| ApiError::new(Code::Timeout, "the body did not come within 30 s"))?;
-        let bytes = read.map_err(|e| body_error(&e.to_string(), e.status()))?;
+        let bytes = read.map_err(|e| body_error(&e))?;
         let value = serde_json::from_slice(&bytes);
         value.map(Self).map_err(|e| ApiError::new(Code::BadRequest, format!("the body does not fit: {e}")))
     }
@@ -147,12 +150,17 @@ fn media_type(request: &Request) -> Option<&str> {
     Some(value.split(';').next().unwrap_or_default().trim())
 }
 
-fn body_error(text: &str, status: axum::http::StatusCode) -> ApiError {
-    if status == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
-        let error = ApiError::new(Code::TooLarge, format!("a JSON body has at most {JSON_BYTES_MAX} bytes"));
-        return error.hint("send a large input as the body itself, with `content-type: application/octet-stream` and the rest as the query");
+fn body_error(error: &axum::Error) -> ApiError {
+    let source = std::error::Error::source(error);
+    match source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
+        true => too_large(),
+        false => ApiError::new(Code::BadRequest, format!("the body broke off: {error}")),
     }
-    ApiError::new(Code::BadRequest, text.to_owned())
+}
+
+fn too_large() -> ApiError {
+    let error = ApiError::new(Code::TooLarge, format!("a JSON body has at most {JSON_BYTES_MAX} bytes"));
+    error.hint("send a large input as the body itself, `content-type: application/octet-stream`, and the rest as the query")
 }
 
 /// Refuses callers from other machines: for routes that name files of this one.

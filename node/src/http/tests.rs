@@ -168,6 +168,10 @@ async fn bodies_that_do_not_fit_are_refused_in_words() {
         assert_eq!(code(&answer), expected, "{status} {answer}");
         assert!(!answer["error"]["message"].as_str().unwrap().is_empty());
     }
+    let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 1 << 16])));
+    let chunked = request("post", "/v1/jobs").header(header::CONTENT_TYPE, "application/json");
+    let response = api.send(chunked.body(Body::from_stream(endless)).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE, "a body of no announced length is bounded too");
     for garbage in [&b"{"[..], b"\xff\xfe", b"", b"null"] {
         let request = request("post", "/v1/jobs").header(header::CONTENT_TYPE, "application/json; charset=utf-8");
         let response = api.send(request.body(Body::from(garbage)).unwrap()).await;
