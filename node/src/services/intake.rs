@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::{Network, Signed};
-use sundara_proto::id::{BlobId, Hotkey, JobId, NodeId};
+use sundara_proto::id::{BlobId, Hotkey, JobId, ModelId, NodeId};
 use sundara_proto::job::{JobSpec, Limits, Program};
 use sundara_proto::pb;
 use sundara_proto::pb::job_event::Kind as Event;
@@ -38,6 +38,8 @@ const REQUESTS_MAX: usize = 16_384;
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// Candidate i of an announced job claims it after i times this.
 const CLAIM_AFTER: Duration = Duration::from_secs(5);
+/// A submission waits this long for its model's files: less than a requester waits for its acknowledgement.
+const MODEL_WITHIN: Duration = Duration::from_secs(3);
 /// Announced jobs waiting for their turn.
 const ANNOUNCED_MAX: usize = 1_024;
 
@@ -285,11 +287,30 @@ impl Door {
                         spec.hardware_class, found.hardware_class
                     )));
                 }
+                self.have(*model, *manifest, node).await;
                 Environment::of_model(*model, &found)
             }
         };
         let rank = self.rank(&job).unwrap_or(u32::MAX);
         Ok((Submission { job, spec: Arc::new(spec), environment, rank }, inline))
+    }
+
+    /// Gets the model's files: this validator audits with them, and miners that lack them are sent to it. A model that
+    /// takes long is fetched on, while the job goes its way.
+    async fn have(&self, model: ModelId, manifest: BlobId, from: NodeId) {
+        let registry = self.registry.clone();
+        let fetch = async move {
+            if let Err(e) = registry.local(model, manifest, vec![from]).await {
+                tracing::info!(%model, error = %e, "model not fetched yet");
+            }
+        };
+        let (done, fetched) = tokio::sync::oneshot::channel();
+        self.tasks.spawn("model", async move {
+            fetch.await;
+            // Nobody may wait any more.
+            let _late = done.send(());
+        });
+        let _in_time_or_later = tokio::time::timeout(MODEL_WITHIN, fetched).await;
     }
 
     /// This validator's place in the job's order of owners, among those that it knows of.

@@ -22,8 +22,6 @@ use crate::store::{Keyspace, StoreError, WriteBatch};
 const CAUGHT_LISTED_MAX: usize = 64;
 /// Pause before a verdict that could not be written is written again.
 const REWRITE_AFTER: Duration = Duration::from_secs(1);
-/// How long evidence is kept.
-const EVIDENCE_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// What waits for a commit.
 #[derive(Default)]

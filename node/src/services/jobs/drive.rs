@@ -35,8 +35,6 @@ const SILENCE_MARGIN: Duration = Duration::from_secs(60);
 
 /// How one candidate left it.
 enum Turn {
-    /// Over.
-    Ended,
     /// Ask the next one; why.
     Next(String),
     /// No validator will take it.
@@ -72,7 +70,6 @@ async fn rounds(inner: &Arc<Inner>, job: &Arc<Tracked>) -> JobEvent {
                     silent_owner = Some(validator);
                     last = Some(format!("{validator}: {reason}"));
                 }
-                Err(Turn::Ended) => return JobEvent::Failed(JobFailure::ShutDown),
             }
         }
         inner.note_waiting(last);

@@ -1,0 +1,179 @@
+//! The whole system in one process: real sockets on loopback, real stores, real wasm.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use sundara_node::testnet::{Testnet, Workload};
+use sundara_node::{JobEvent, JobFailure, JobOrder};
+use sundara_proto::attestation::Outcome;
+use sundara_proto::job::Limits;
+use sundara_proto::verdict::VerdictKind;
+
+/// Long enough for a debug build on a busy machine; a test that reaches it hangs.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("the test made no progress")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_the_default_testnet_are_verified_and_provable() {
+    let testnet = within(Testnet::builder().start()).await.unwrap();
+    let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 12)).await.unwrap();
+    let jobs = futures::stream::iter(0..12).map(|i| {
+        let order = workload.order(i, 2);
+        let client = testnet.client().clone();
+        async move { (i, client.jobs().submit(order).await.unwrap().result().await) }
+    });
+    let ended: Vec<_> = within(jobs.buffer_unordered(6).collect()).await;
+    assert_eq!(ended.len(), 12);
+    for (i, end) in ended {
+        let result = end.unwrap();
+        assert!(workload.is_right(i, result.output.as_ref().unwrap()), "job {i}");
+        assert!(matches!(result.kind(), VerdictKind::Quorum(2) | VerdictKind::Audited), "{:?}", result.kind());
+        let proof = result.verify().unwrap();
+        assert!(!proof.attestations.is_empty());
+    }
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_liar_is_caught_and_no_result_is_wrong() {
+    let testnet = within(Testnet::builder().miners(7).byzantine(4).start()).await.unwrap();
+    let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 40)).await.unwrap();
+    let mut wrong = 0;
+    let mut i = 0;
+    // Until all four are caught: new miners are audited at every job, so this ends after a few rounds.
+    let validator = testnet.validators()[0].node().unwrap().clone();
+    let liars: Vec<_> = testnet.miners().iter().filter(|m| m.misbehaviour.is_some()).map(|m| m.hotkey).collect();
+    loop {
+        let caught = validator.status().await.dispatch.unwrap().caught;
+        if liars.iter().all(|liar| caught.iter().any(|c| c.miner == *liar)) {
+            break;
+        }
+        assert!(i < 400, "not all liars are caught after {i} jobs: {caught:?}");
+        let order = workload.order(i, 2);
+        let result = within(testnet.client().jobs().submit(order).await.unwrap().result()).await;
+        match result {
+            Ok(result) => wrong += usize::from(!workload.is_right(i, result.output.as_ref().unwrap())),
+            Err(e) => panic!("job {i}: {e}"),
+        }
+        i += 1;
+    }
+    assert_eq!(wrong, 0);
+    let honest: Vec<_> = testnet.miners().iter().filter(|m| m.misbehaviour.is_none()).map(|m| m.hotkey).collect();
+    let caught = validator.status().await.dispatch.unwrap().caught;
+    assert!(honest.iter().all(|h| caught.iter().all(|c| c.miner != *h)), "an honest miner was blamed: {caught:?}");
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_streams_while_the_job_runs_and_is_provisional_until_the_verdict() {
+    let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
+    let input = vec![7_u8; 100_000];
+    let order = JobOrder::builtin("echo").input(input.clone()).stream(true);
+    let job = testnet.client().jobs().submit(order).await.unwrap();
+    let events: Vec<JobEvent> = within(job.events().collect()).await;
+    let mut streamed = Vec::new();
+    for event in &events {
+        if let JobEvent::Output { offset, data, .. } = event {
+            assert_eq!(*offset, streamed.len() as u64);
+            streamed.extend_from_slice(data);
+        }
+    }
+    assert_eq!(streamed, input);
+    assert!(matches!(events.first(), Some(JobEvent::Acknowledged { rank: 0, .. })));
+    assert!(matches!(events.last(), Some(JobEvent::Finished(_))));
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_inputs_and_outputs_travel_as_blobs() {
+    let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
+    let input: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let job = testnet.client().jobs().submit(JobOrder::builtin("echo").input(input.clone()).replicas(2)).await.unwrap();
+    let result = within(job.result()).await.unwrap();
+    assert!(result.output.is_none(), "an output of 3 MB does not ride in a message");
+    assert_eq!(within(job.output()).await.unwrap(), input);
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_results_of_their_own_kind() {
+    let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
+    let limits = Limits { fuel: 10_000_000, ..Limits::default() };
+    for (job, expected) in [("spin", Outcome::OutOfFuel), ("exit", Outcome::ExitCode(7)), ("flood", Outcome::OutputLimit)] {
+        let limits = if job == "flood" { Limits { fuel: u64::MAX >> 1, ..limits } } else { limits };
+        let order = JobOrder::builtin(job).input("7").limits(limits).replicas(2);
+        let handle = testnet.client().jobs().submit(order).await.unwrap();
+        let result = within(handle.result()).await.unwrap_or_else(|e| panic!("{job}: {e}"));
+        assert_eq!(result.outcome(), Some(expected), "{job}");
+    }
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_can_be_cancelled_while_it_runs() {
+    let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
+    let job = testnet.client().jobs().submit(JobOrder::builtin("sleep")).await.unwrap();
+    let mut events = job.events();
+    within(async {
+        while let Some(event) = events.next().await {
+            if matches!(event, JobEvent::Started { .. }) {
+                return;
+            }
+        }
+        panic!("the job ended before it started");
+    })
+    .await;
+    job.cancel().await;
+    assert_eq!(within(job.result()).await.unwrap_err(), JobFailure::Cancelled);
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_survives_the_loss_of_its_miner() {
+    let mut testnet = within(Testnet::builder().miners(3).start()).await.unwrap();
+    let workload = Arc::new(within(Workload::publish(testnet.client(), testnet.data_dir(), 4)).await.unwrap());
+    // A job that runs until it is stopped holds one miner; that miner then goes away without a word.
+    let job = testnet.client().jobs().submit(JobOrder::builtin("sleep").limits(Limits { wall_ms: 5_000, ..Limits::default() })).await.unwrap();
+    let mut events = job.events();
+    within(async {
+        while let Some(event) = events.next().await {
+            if matches!(event, JobEvent::Started { .. }) {
+                return;
+            }
+        }
+    })
+    .await;
+    let gone = testnet.miners_mut().remove(0);
+    within(gone.node().unwrap().shutdown()).await;
+    for i in 0..4 {
+        let result = within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
+        assert!(workload.is_right(i, result.output.as_ref().unwrap()));
+    }
+    job.cancel().await;
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_validators_share_the_jobs_and_stand_in_for_each_other() {
+    let mut testnet = within(Testnet::builder().validators(2).miners(3).start()).await.unwrap();
+    let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 8)).await.unwrap();
+    let mut owners = std::collections::BTreeSet::new();
+    for i in 0..16 {
+        let result = within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
+        owners.insert(result.verdict.validator());
+    }
+    assert_eq!(owners.len(), 2, "with equal stakes 16 jobs of one owner have a chance of 3 in 100,000");
+    let gone = testnet.validators_mut().remove(0);
+    within(gone.node().unwrap().shutdown()).await;
+    for i in 0..4 {
+        let result = within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
+        assert_ne!(result.verdict.validator(), gone.hotkey);
+    }
+    within(testnet.shutdown()).await;
+}
