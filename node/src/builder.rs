@@ -174,6 +174,7 @@ pub(crate) struct Parts {
     pub(crate) directory: Directory,
     pub(crate) registry: RegistryHandle,
     pub(crate) jobs: JobsClient,
+    pub(crate) transfers: Arc<transfer::TransferStats>,
     #[cfg(feature = "executor")]
     pub(crate) work: work::Work,
     pub(crate) tasks: Tasks,
@@ -320,7 +321,7 @@ impl Assembly {
         renew_certificate(&self, &net, &tasks);
         let directory = Directory::start(&net, &tasks);
         let (transfer, fetches) = transfer_channel();
-        transfer::start(transfer::TransferParts {
+        let transfers = transfer::start(transfer::TransferParts {
             config: self.config.transfer.clone(),
             net: net.clone(),
             blobs: blobs.clone(),
@@ -362,6 +363,7 @@ impl Assembly {
             directory: ports.directory,
             registry: ports.registry,
             jobs,
+            transfers,
             #[cfg(feature = "executor")]
             work,
             tasks,

@@ -93,9 +93,8 @@ async fn speak(command: Command) -> CliResult {
 
 /// Log lines of a command: warnings, unless asked for more.
 fn quiet(log: &LogArgs) -> Result<(), CliError> {
-    let mut config = LogConfig::default();
-    config.level = log.log_level.clone().unwrap_or_else(|| "warn".into());
-    config.format = log.log_format.unwrap_or_default();
+    let level = log.log_level.clone().unwrap_or_else(|| "warn".into());
+    let config = LogConfig { level, format: log.log_format.unwrap_or_default(), ..LogConfig::default() };
     telemetry::init(&config).map_err(|e| CliError::new(Exit::Usage, e))
 }
 

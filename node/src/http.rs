@@ -20,8 +20,8 @@ use crate::service::Tasks;
 pub use error::{ApiError, Code, ErrorBody};
 pub use serve::HttpError;
 pub use types::{
-    EventView, InlineBytes, InviteRequest, Items, JobRequest, JobView, Limit, MinerView, ModelRequest, Nothing, PinRequest,
-    PublishRequest, ResultView,
+    EventView, InlineBytes, InviteRequest, Items, JobRequest, JobView, Limit, MinerView, ModelRequest, Nothing,
+    PinRequest, PublishRequest, ResultView,
 };
 
 /// The API of one node, while it is served.

@@ -351,7 +351,7 @@ mod tests {
         let pool = Workers::new("sign", 1);
         assert_eq!(pool.run(|| 6 * 7).await, Ok(42));
         assert_eq!(pool.run(|| panic!("boom")).await, Err::<(), _>(WorkError::Panicked { pool: "sign" }));
-        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
         let mut first = Box::pin(pool.run(move || held.recv()));
         assert!(futures::poll!(first.as_mut()).is_pending());
         let mut second = Box::pin(pool.run(|| 1));

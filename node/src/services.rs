@@ -31,7 +31,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use sundara_proto::crypto::Signed;
-use sundara_proto::id::{EngineId, EnvId, Hotkey, JobId};
+use sundara_proto::id::{EngineId, Hotkey, JobId};
 use sundara_proto::job::JobSpec;
 use sundara_proto::pb;
 use tokio::sync::mpsc;
@@ -89,8 +89,6 @@ pub(crate) struct AuditOrder {
     pub(crate) spec: Arc<Signed<JobSpec>>,
     /// Engine to run it on.
     pub(crate) engine: EngineId,
-    /// Environment to attest.
-    pub(crate) env_id: EnvId,
     /// Input that rode in the request; `None`: it is in the blob store.
     pub(crate) inline_input: Option<Bytes>,
     /// After this nobody waits for it.

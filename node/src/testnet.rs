@@ -76,6 +76,7 @@ pub struct Member {
     running: Running,
 }
 
+#[allow(clippy::large_enum_variant)] // A handful of them, never copied about.
 enum Running {
     Here(Node),
     Child(ChildNode),

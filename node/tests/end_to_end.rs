@@ -105,7 +105,9 @@ async fn large_inputs_and_outputs_travel_as_blobs() {
 async fn limits_are_results_of_their_own_kind() {
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
     let limits = Limits { fuel: 10_000_000, ..Limits::default() };
-    for (job, expected) in [("spin", Outcome::OutOfFuel), ("exit", Outcome::ExitCode(7)), ("flood", Outcome::OutputLimit)] {
+    for (job, expected) in
+        [("spin", Outcome::OutOfFuel), ("exit", Outcome::ExitCode(7)), ("flood", Outcome::OutputLimit)]
+    {
         let limits = if job == "flood" { Limits { fuel: u64::MAX >> 1, ..limits } } else { limits };
         let order = JobOrder::builtin(job).input("7").limits(limits).replicas(2);
         let handle = testnet.client().jobs().submit(order).await.unwrap();
@@ -139,7 +141,12 @@ async fn a_job_survives_the_loss_of_its_miner() {
     let mut testnet = within(Testnet::builder().miners(3).start()).await.unwrap();
     let workload = Arc::new(within(Workload::publish(testnet.client(), testnet.data_dir(), 4)).await.unwrap());
     // A job that runs until it is stopped holds one miner; that miner then goes away without a word.
-    let job = testnet.client().jobs().submit(JobOrder::builtin("sleep").limits(Limits { wall_ms: 5_000, ..Limits::default() })).await.unwrap();
+    let job = testnet
+        .client()
+        .jobs()
+        .submit(JobOrder::builtin("sleep").limits(Limits { wall_ms: 5_000, ..Limits::default() }))
+        .await
+        .unwrap();
     let mut events = job.events();
     within(async {
         while let Some(event) = events.next().await {
@@ -152,7 +159,8 @@ async fn a_job_survives_the_loss_of_its_miner() {
     let gone = testnet.miners_mut().remove(0);
     within(gone.node().unwrap().shutdown()).await;
     for i in 0..4 {
-        let result = within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
+        let result =
+            within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
         assert!(workload.is_right(i, result.output.as_ref().unwrap()));
     }
     job.cancel().await;
@@ -165,14 +173,16 @@ async fn two_validators_share_the_jobs_and_stand_in_for_each_other() {
     let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 8)).await.unwrap();
     let mut owners = std::collections::BTreeSet::new();
     for i in 0..16 {
-        let result = within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
+        let result =
+            within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
         owners.insert(result.verdict.validator());
     }
     assert_eq!(owners.len(), 2, "with equal stakes 16 jobs of one owner have a chance of 3 in 100,000");
     let gone = testnet.validators_mut().remove(0);
     within(gone.node().unwrap().shutdown()).await;
     for i in 0..4 {
-        let result = within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
+        let result =
+            within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
         assert_ne!(result.verdict.validator(), gone.hotkey);
     }
     within(testnet.shutdown()).await;

@@ -94,7 +94,7 @@ impl GroupRanges {
             start = start.min(self.0[from].start);
             end = end.max(self.0[to - 1].end);
         }
-        self.0.splice(from..to, [start..end]);
+        self.0.splice(from..to, std::iter::once(start..end));
     }
 
     /// Takes the groups of `range` out.

@@ -187,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_and_a_panic_is_an_error() {
         let pool = Pool::new("test", 1, 0);
-        let (release, held) = mpsc::channel::<()>();
+        let (release, held) = mpsc::sync_channel::<()>(1);
         let slot = pool.slot().await.unwrap();
         let first = tokio::spawn(slot.run(move || (held.recv().is_ok(), ())));
         assert!(matches!(pool.slot().await, Err(RuntimeError::Busy { queued: 0 })));

@@ -37,6 +37,14 @@ fn state(registry: &mut Registry, parts: &Parts, status: &Status) {
     gauge(store, "disk_bytes", "Bytes of the store's files at the last checkpoint", status.store.disk_bytes);
     gauge(store, "queued_batches", "Batches not yet applied", status.store.queued_batches);
     gauge(store, "failed", "Whether the store takes no writes any more", status.store.failed.is_some().into());
+    let figures = parts.transfers.figures();
+    let transfer = registry.sub_registry_with_prefix("transfer");
+    gauge(transfer, "sent_bytes", "Bytes of blobs sent since the start", figures.sent_bytes_total);
+    gauge(transfer, "received_bytes", "Bytes of blobs received since the start", figures.received_bytes_total);
+    gauge(transfer, "refused_streams", "Streams turned away at a cap since the start", figures.refused_streams_total);
+    gauge(transfer, "bad_pieces", "Pieces that did not match their hash since the start", figures.bad_pieces_total);
+    gauge(transfer, "fetched", "Fetches that ended well since the start", figures.fetched_total);
+    gauge(transfer, "fetches_failed", "Fetches that did not since the start", figures.failed_total);
     let usage = parts.blobs.usage();
     let blobs = registry.sub_registry_with_prefix("blobs");
     gauge(blobs, "held", "Blobs, incomplete ones included", usage.blobs);

@@ -223,10 +223,6 @@ impl Stamp {
     pub(crate) fn of(file: &File) -> std::io::Result<Self> {
         file.metadata().map(|m| Self::from(&m))
     }
-
-    pub(crate) fn len(&self) -> u64 {
-        self.len
-    }
 }
 
 impl From<&fs::Metadata> for Stamp {

@@ -93,7 +93,10 @@ impl Client {
     }
 
     /// The events behind a path, until the API ends them.
-    pub async fn events(&self, path: &str) -> Result<impl Stream<Item = Result<Event, CliError>> + use<>, CliError> {
+    pub(super) async fn events(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<Event, CliError>> + use<>, CliError> {
         let response = self.send(Method::GET, path, None, full(Vec::new())).await?;
         let address = self.address.clone();
         let state = (response.into_body(), Parser::default(), std::collections::VecDeque::new());

@@ -63,6 +63,6 @@ async fn list(client: &ClientArgs) -> CliResult {
 
 fn show<T: serde::Serialize>(client: &ClientArgs, value: &T) -> Result<Exit, CliError> {
     let value = serde_json::to_value(value)?;
-    Out { json: client.json }.show(&value, |value| out::fields(value))?;
+    Out { json: client.json }.show(&value, out::fields)?;
     Ok(Exit::Ok)
 }

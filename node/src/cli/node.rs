@@ -71,7 +71,13 @@ async fn serve(config: Config) -> CliResult {
 }
 
 /// Until a signal comes, or the node is not whole any more.
-async fn work(node: &Node, api: Option<&Server>, config: &Config, listening: &Path, signals: &mut Signals) -> CliResult {
+async fn work(
+    node: &Node,
+    api: Option<&Server>,
+    config: &Config,
+    listening: &Path,
+    signals: &mut Signals,
+) -> CliResult {
     let show = async {
         let addresses = node.addresses().await;
         write_whole(listening, &serde_json::to_vec(&addresses)?)?;

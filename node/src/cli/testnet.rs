@@ -139,7 +139,7 @@ async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path) -> CliResult {
     let wall = work.run(wanted, in_flight(args), view, started).await;
     let report = report(&testnet, &tally, wall).await;
     if wanted.is_some() || args.exit {
-        out.show(&report, |report| view::report(report))?;
+        out.show(&report, view::report)?;
     }
     if !args.exit && !stop.is_cancelled() {
         out::note("the mesh stays up; ctrl-c ends it");

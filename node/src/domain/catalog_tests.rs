@@ -50,6 +50,7 @@ fn outcome(records: &[Signed<ModelRecord>], version: Option<u64>) -> Result<(u64
 
 #[test]
 fn the_rule_in_a_table() {
+    #[allow(clippy::type_complexity)]
     let cases: [(&str, Vec<Signed<ModelRecord>>, Option<u64>, Result<(u64, u8), &str>); 12] = [
         ("one record", vec![record(1, 1, 10, -1, 1)], None, Ok((1, 10))),
         ("the higher version", vec![record(1, 1, 10, -1, 1), record(1, 2, 20, -2, 1)], None, Ok((2, 20))),

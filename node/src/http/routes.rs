@@ -139,7 +139,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 impl<T: DeserializeOwned> Query<T> {
     fn of(uri: &axum::http::Uri) -> Result<Self, ApiError> {
         let query = axum::extract::Query::<T>::try_from_uri(uri);
-        let unfit = |e: QueryRejection| ApiError::new(Code::BadRequest, format!("the query does not fit: {}", e.body_text()));
+        let unfit =
+            |e: QueryRejection| ApiError::new(Code::BadRequest, format!("the query does not fit: {}", e.body_text()));
         query.map(|query| Self(query.0)).map_err(unfit)
     }
 }
@@ -160,7 +161,9 @@ fn body_error(error: &axum::Error) -> ApiError {
 
 fn too_large() -> ApiError {
     let error = ApiError::new(Code::TooLarge, format!("a JSON body has at most {JSON_BYTES_MAX} bytes"));
-    error.hint("send a large input as the body itself, `content-type: application/octet-stream`, and the rest as the query")
+    error.hint(
+        "send a large input as the body itself, `content-type: application/octet-stream`, and the rest as the query",
+    )
 }
 
 /// Refuses callers from other machines: for routes that name files of this one.

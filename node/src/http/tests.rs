@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use axum::response::Response;
-use axum::Router;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,8 @@ impl Api {
     async fn new() -> Self {
         let node = Node::builder().loopback().start().await.unwrap();
         let spool = tempfile::tempdir().unwrap();
-        let router = routes::router(node.clone(), &HttpConfig::default(), spool.path().to_path_buf(), CancellationToken::new());
+        let router =
+            routes::router(node.clone(), &HttpConfig::default(), spool.path().to_path_buf(), CancellationToken::new());
         Self { router, node, spool }
     }
 
@@ -66,7 +67,8 @@ fn the_description_lists_the_routes_that_there_are() {
             described.insert((method.clone(), path.clone()));
         }
     }
-    let served: BTreeSet<_> = routes::ROUTES.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
+    let served: BTreeSet<_> =
+        routes::ROUTES.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
     assert_eq!(described, served);
     // Every reference leads somewhere.
     let text = document.to_string();
@@ -114,9 +116,11 @@ async fn every_described_route_is_served_and_no_other() {
         let absent = status == StatusCode::NOT_FOUND && body["error"]["message"] == "there is no such path";
         assert!(!absent && status != StatusCode::METHOD_NOT_ALLOWED, "{method} {path}: {status} {body}");
     }
-    for (method, path, expected) in
-        [("get", "/v2/jobs", "not_found"), ("put", "/v1/jobs", "method_not_allowed"), ("get", "/v1/models/fetch", "method_not_allowed")]
-    {
+    for (method, path, expected) in [
+        ("get", "/v2/jobs", "not_found"),
+        ("put", "/v1/jobs", "method_not_allowed"),
+        ("get", "/v1/models/fetch", "method_not_allowed"),
+    ] {
         assert_eq!(code(&api.call(method, path, None).await.1), expected, "{method} {path}");
     }
     api.node.shutdown().await;
@@ -144,7 +148,8 @@ async fn requests_of_other_sites_reach_no_route() {
 
     // What a form of another site can send unasked: no body of these types is taken.
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
-        let simple = request("post", "/v1/jobs").header(header::CONTENT_TYPE, kind).body(Body::from(r#"{"builtin":"echo"}"#));
+        let simple =
+            request("post", "/v1/jobs").header(header::CONTENT_TYPE, kind).body(Body::from(r#"{"builtin":"echo"}"#));
         assert_eq!(api.send(simple.unwrap()).await.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{kind}");
     }
     api.node.shutdown().await;
@@ -189,14 +194,17 @@ async fn bodies_that_do_not_fit_are_refused_in_words() {
 async fn uploads_are_bounded_and_leave_nothing_behind() {
     let api = Api::new().await;
     let upload = |query: &'static str, body: Body| {
-        let request = request("post", &format!("/v1/jobs{query}")).header(header::CONTENT_TYPE, "application/octet-stream");
+        let request =
+            request("post", &format!("/v1/jobs{query}")).header(header::CONTENT_TYPE, "application/octet-stream");
         api.send(request.body(body).unwrap())
     };
     assert_eq!(upload("", Body::empty()).await.status(), StatusCode::BAD_REQUEST);
     assert_eq!(upload("?builtin=echo&x=1", Body::empty()).await.status(), StatusCode::BAD_REQUEST);
     // A node without trusted validators submits nothing, but it takes the input first.
     for len in [0, 1, 200 << 10, 3 << 20] {
-        let answer = upload("?builtin=echo&replicas=2&stream=true&seed=7&params_base64=eA%3D%3D", Body::from(vec![7; len])).await;
+        let answer =
+            upload("?builtin=echo&replicas=2&stream=true&seed=7&params_base64=eA%3D%3D", Body::from(vec![7; len]))
+                .await;
         assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY, "{len}");
     }
     let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[0; 1 << 20])));

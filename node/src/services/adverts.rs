@@ -65,6 +65,7 @@ pub(crate) struct AdvertsParts {
 /// Handle of the service. Clones share it.
 #[derive(Clone)]
 pub(crate) struct AdvertsHandle {
+    #[allow(dead_code, reason = "read by tests")]
     table: Arc<Mutex<Table>>,
     /// Number of miners that could run something.
     miners: watch::Receiver<usize>,
@@ -72,6 +73,7 @@ pub(crate) struct AdvertsHandle {
 
 impl AdvertsHandle {
     /// Every advert that holds now.
+    #[allow(dead_code, reason = "read by tests")]
     pub(crate) fn list(&self) -> Vec<Arc<Signed<Advert>>> {
         let now = wall_now();
         let table = lock(&self.table);

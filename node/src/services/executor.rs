@@ -42,8 +42,6 @@ use crate::service::{Tasks, Workers};
 use crate::services::registry::RegistryHandle;
 use models::Models;
 
-pub use super::work::invite::{Invite, InviteError};
-
 /// Orders held at once, running or waiting for model, input or slot. The pool in front asks for far less; this is for
 /// whoever goes past it.
 const HELD_MAX: usize = 1_024;

@@ -143,6 +143,7 @@ impl ExecutorsHandle {
     }
 
     /// Executors that are here.
+    #[allow(dead_code, reason = "for `executor list`, which the command line does not have yet")]
     pub(crate) fn list(&self) -> Vec<ExecutorStatus> {
         self.pool.list()
     }
@@ -151,6 +152,7 @@ impl ExecutorsHandle {
     ///
     /// # Errors
     /// When the store cannot forget it.
+    #[allow(dead_code, reason = "for `executor revoke`, which the command line does not have yet")]
     pub(crate) async fn revoke(&self, node: NodeId) -> Result<(), StoreError> {
         let mut batch = WriteBatch::new();
         EXECUTORS.delete(&mut batch, executor_key(&node));

@@ -55,9 +55,10 @@ use admission::{Decline, Facts};
 use log::JobLog;
 use publishers::Publishers;
 
-pub use super::work::Misbehaviour;
-pub use log::{LoggedOffer, OfferState};
-pub use metrics::MinerMetrics;
+pub(crate) use super::work::Misbehaviour;
+pub use log::LoggedOffer;
+pub(crate) use log::OfferState;
+pub(crate) use metrics::MinerMetrics;
 
 /// Results that wait for their reveal. One holds at most 128 KiB and its attestation.
 const HELD_MAX: usize = 1_024;
@@ -173,7 +174,6 @@ struct Inner {
     network: Network,
     key: HotkeyPair,
     net: NetHandle,
-    blobs: Blobs,
     pool: Pool,
     workers: Workers,
     log: JobLog,
@@ -211,6 +211,7 @@ impl MinerHandle {
     }
 
     /// Jobs taken and not over.
+    #[allow(dead_code, reason = "read by tests")]
     pub(crate) fn live(&self) -> usize {
         *self.inner.live.borrow()
     }
@@ -239,7 +240,6 @@ pub(crate) fn start(parts: MinerParts) -> Result<MinerHandle, StoreError> {
         network: parts.network,
         key: parts.key,
         net: parts.net.clone(),
-        blobs: parts.blobs.clone(),
         pool: parts.pool,
         workers: parts.workers,
         misbehaviour: parts.misbehaviour,

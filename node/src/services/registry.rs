@@ -14,7 +14,7 @@ mod books;
 mod error;
 mod local;
 mod mesh;
-pub mod pack;
+pub(crate) mod pack;
 mod publish;
 
 use std::collections::HashMap;
@@ -64,7 +64,7 @@ impl Default for RegistryConfig {
 
 /// What the registry needs of the DHT.
 #[async_trait]
-pub trait RecordNet: Send + Sync + 'static {
+pub(crate) trait RecordNet: Send + Sync + 'static {
     /// Stores a record at the nodes nearest to its key.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ pub trait RecordNet: Send + Sync + 'static {
 
 /// A model by name: `PUBLISHER/NAME` or `PUBLISHER/NAME@VERSION`, the publisher as an ss58 address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelRef {
+pub(crate) struct ModelRef {
     /// Publisher and name.
     pub name: ModelName,
     /// The version; without one, the latest.
@@ -157,7 +157,7 @@ pub(crate) struct Inner {
 }
 
 /// What the registry is made of.
-pub struct RegistryParts {
+pub(crate) struct RegistryParts {
     /// Settings.
     pub config: RegistryConfig,
     /// Mesh in which names hold.
@@ -180,7 +180,7 @@ pub struct RegistryParts {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn start(parts: RegistryParts) -> Result<RegistryHandle, RegistryError> {
+pub(crate) fn start(parts: RegistryParts) -> Result<RegistryHandle, RegistryError> {
     let handle = RegistryHandle::open(Inner {
         network: parts.network,
         config: parts.config,
@@ -202,7 +202,7 @@ pub fn start(parts: RegistryParts) -> Result<RegistryHandle, RegistryError> {
 
 /// The registry. Clones share it. Every method is cancel safe: what was begun is either done or begun again.
 #[derive(Clone)]
-pub struct RegistryHandle(Arc<Inner>);
+pub(crate) struct RegistryHandle(Arc<Inner>);
 
 impl std::fmt::Debug for RegistryHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -229,7 +229,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// [`RegistryError::Pack`], [`RegistryError::VersionNotHigher`], and the stores'.
-    pub async fn publish(&self, dir: impl Into<PathBuf>, key: &HotkeyPair) -> Result<Published, RegistryError> {
+    pub(crate) async fn publish(&self, dir: impl Into<PathBuf>, key: &HotkeyPair) -> Result<Published, RegistryError> {
         publish::publish(&self.0, dir.into(), key.clone()).await
     }
 
@@ -238,7 +238,7 @@ impl RegistryHandle {
     /// # Errors
     /// [`RegistryError::BadName`]; [`RegistryError::Unresolved`]; [`RegistryError::Dht`] when nothing is known and the DHT
     /// cannot be asked.
-    pub async fn resolve(&self, reference: &str) -> Result<Signed<ModelRecord>, RegistryError> {
+    pub(crate) async fn resolve(&self, reference: &str) -> Result<Signed<ModelRecord>, RegistryError> {
         self.resolve_ref(&reference.parse()?).await
     }
 
@@ -246,7 +246,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// As there.
-    pub async fn resolve_ref(&self, model: &ModelRef) -> Result<Signed<ModelRecord>, RegistryError> {
+    pub(crate) async fn resolve_ref(&self, model: &ModelRef) -> Result<Signed<ModelRecord>, RegistryError> {
         books::resolve(&self.0, model).await
     }
 
@@ -254,7 +254,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn list(&self) -> Result<Vec<Listed>, RegistryError> {
+    pub(crate) async fn list(&self) -> Result<Vec<Listed>, RegistryError> {
         books::list(&self.0).await
     }
 
@@ -262,7 +262,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// As [`RegistryHandle::local`].
-    pub async fn manifest(&self, record: &ModelRecord) -> Result<ModelManifest, RegistryError> {
+    pub(crate) async fn manifest(&self, record: &ModelRecord) -> Result<ModelManifest, RegistryError> {
         self.manifest_of(record.model, record.manifest, &[]).await
     }
 
@@ -270,7 +270,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// As [`RegistryHandle::local`].
-    pub async fn manifest_of(
+    pub(crate) async fn manifest_of(
         &self,
         model: ModelId,
         manifest: BlobId,
@@ -283,7 +283,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// As [`RegistryHandle::resolve`] and [`RegistryHandle::local`].
-    pub async fn show(&self, reference: &str) -> Result<Shown, RegistryError> {
+    pub(crate) async fn show(&self, reference: &str) -> Result<Shown, RegistryError> {
         let record = self.resolve(reference).await?;
         let manifest = self.manifest(&record).await?;
         let size = ByteCount(manifest.blobs().map(|a| a.len.0).sum());
@@ -295,7 +295,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// As [`RegistryHandle::resolve`] and [`RegistryHandle::local`].
-    pub async fn fetch(&self, reference: &str) -> Result<LocalModel, RegistryError> {
+    pub(crate) async fn fetch(&self, reference: &str) -> Result<LocalModel, RegistryError> {
         let record = self.resolve(reference).await?;
         self.local(record.model, record.manifest, Vec::new()).await
     }
@@ -304,7 +304,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// [`RegistryError::Transfer`], [`RegistryError::WrongManifest`], and the blob store's.
-    pub async fn local(
+    pub(crate) async fn local(
         &self,
         model: ModelId,
         manifest: BlobId,
@@ -318,7 +318,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// [`RegistryError::Dht`] when that cannot be found out.
-    pub async fn vouched_by(
+    pub(crate) async fn vouched_by(
         &self,
         model: ModelId,
         name: &str,
@@ -331,7 +331,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// [`RegistryError::NotHere`].
-    pub async fn set_pinned(&self, model: ModelId, pinned: bool) -> Result<(), RegistryError> {
+    pub(crate) async fn set_pinned(&self, model: ModelId, pinned: bool) -> Result<(), RegistryError> {
         local::set_pinned(&self.0, model, pinned).await
     }
 
@@ -339,7 +339,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// [`RegistryError::NotHere`]; [`crate::blobs::BlobError::InUse`] while a job runs it.
-    pub async fn remove(&self, model: ModelId) -> Result<Collected, RegistryError> {
+    pub(crate) async fn remove(&self, model: ModelId) -> Result<Collected, RegistryError> {
         local::remove(&self.0, model).await
     }
 
@@ -347,7 +347,7 @@ impl RegistryHandle {
     ///
     /// # Errors
     /// The blob store's.
-    pub async fn gc(&self) -> Result<Collected, RegistryError> {
+    pub(crate) async fn gc(&self) -> Result<Collected, RegistryError> {
         local::gc(&self.0).await
     }
 }

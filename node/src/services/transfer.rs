@@ -105,12 +105,12 @@ impl Default for TransferConfig {
 }
 
 /// A byte stream to a peer.
-pub trait BlobIo: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait BlobIo: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> BlobIo for T {}
 
 /// What transfers need of the network: the mesh, or pipes in memory.
 #[async_trait]
-pub trait BlobNet: Send + Sync + 'static {
+pub(crate) trait BlobNet: Send + Sync + 'static {
     /// This node, never asked for a blob.
     fn local(&self) -> NodeId;
     /// Opens a /blob stream.
@@ -127,7 +127,7 @@ pub trait BlobNet: Send + Sync + 'static {
 
 /// Figures of transfers since the start.
 #[derive(Debug, Default)]
-pub struct TransferStats {
+pub(crate) struct TransferStats {
     sent: AtomicU64,
     received: AtomicU64,
     refused: AtomicU64,
@@ -138,7 +138,7 @@ pub struct TransferStats {
 
 /// [`TransferStats`] at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct TransferFigures {
+pub(crate) struct TransferFigures {
     /// Bytes of encodings sent.
     pub sent_bytes_total: u64,
     /// Bytes of encodings received.
@@ -162,7 +162,7 @@ impl TransferStats {
     }
 
     /// The figures now.
-    pub fn figures(&self) -> TransferFigures {
+    pub(crate) fn figures(&self) -> TransferFigures {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         TransferFigures {
             sent_bytes_total: get(&self.sent),
@@ -290,7 +290,7 @@ impl Shared {
 }
 
 /// The transfer service of a node.
-pub struct Transfer {
+pub(crate) struct Transfer {
     shared: Arc<Shared>,
     requests: mpsc::Receiver<FetchRequest>,
     tasks: Tasks,
@@ -298,7 +298,7 @@ pub struct Transfer {
 }
 
 /// What the transfer service is made of.
-pub struct TransferParts {
+pub(crate) struct TransferParts {
     /// Settings.
     pub config: TransferConfig,
     /// Streams and providers.
@@ -312,7 +312,7 @@ pub struct TransferParts {
 }
 
 /// Starts the service; it ends with its tasks. Returns its figures, for metrics.
-pub fn start(parts: TransferParts) -> Arc<TransferStats> {
+pub(crate) fn start(parts: TransferParts) -> Arc<TransferStats> {
     let inbound = parts.net.accept_blobs();
     let net = Arc::new(parts.net);
     let transfer = Transfer::new(parts.blobs, net, parts.config, parts.requests, parts.tasks.clone());
@@ -323,7 +323,7 @@ pub fn start(parts: TransferParts) -> Arc<TransferStats> {
 
 impl Transfer {
     /// A service that answers `requests` (from [`crate::blobs::transfer_channel`]); it runs under `tasks`.
-    pub fn new(
+    pub(crate) fn new(
         blobs: Blobs,
         net: Arc<dyn BlobNet>,
         config: TransferConfig,
@@ -346,12 +346,12 @@ impl Transfer {
     }
 
     /// Its figures, for metrics.
-    pub fn stats(&self) -> Arc<TransferStats> {
+    pub(crate) fn stats(&self) -> Arc<TransferStats> {
         self.shared.stats.clone()
     }
 
     /// Runs until the tasks are shut down. `inbound` are the streams that peers open.
-    pub async fn run<P, S>(mut self, mut inbound: mpsc::Receiver<(P, S)>)
+    pub(crate) async fn run<P, S>(mut self, mut inbound: mpsc::Receiver<(P, S)>)
     where
         P: Into<Asker> + Send + 'static,
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,

@@ -164,6 +164,7 @@ pub(crate) enum Command {
     /// Run a job.
     Run(Box<Order>, RunSide),
     /// Fetch a model, compile it and make its warm image, so that its first job is as fast as its second.
+    #[allow(dead_code, reason = "made by `prepare`")]
     Prepare {
         /// Which.
         model: ModelId,
@@ -208,6 +209,7 @@ impl ExecutorHandle {
     }
 
     /// Asks for a model to be made ready. A hint: nothing waits for it, and a full queue drops it.
+    #[allow(dead_code, reason = "read by tests")]
     pub(crate) fn prepare(&self, model: ModelId, manifest: BlobId) {
         let _ = self.commands.try_send(Command::Prepare { model, manifest });
     }

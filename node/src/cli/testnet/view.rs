@@ -19,7 +19,10 @@ impl View {
     pub(super) fn new(testnet: &Testnet, json: bool) -> Self {
         let byzantine = testnet.miners().iter().filter(|miner| miner.misbehaviour.is_some()).count();
         let (validators, miners) = (testnet.validators().len(), testnet.miners().len());
-        let nodes = format!("{} nodes: {validators} validator(s), {miners} miners ({byzantine} byzantine), 1 client", testnet.nodes());
+        let nodes = format!(
+            "{} nodes: {validators} validator(s), {miners} miners ({byzantine} byzantine), 1 client",
+            testnet.nodes()
+        );
         Self { nodes, drawn: (!json && io::stderr().is_terminal()).then_some(0) }
     }
 
@@ -48,8 +51,15 @@ fn lines(nodes: &str, tally: &Tally, elapsed: Duration) -> Vec<String> {
     let rate = if elapsed.is_zero() { 0.0 } else { jobs.verified as f64 / elapsed.as_secs_f64() };
     vec![
         format!("nodes     {nodes}"),
-        format!("jobs      {} submitted, {} running, {rate:.1} verified a second", jobs.submitted, jobs.submitted - ended),
-        format!("verdicts  {} verified, {} rejected, {} failed; p50 {:.1} ms, p99 {:.1} ms", jobs.verified, jobs.rejected, jobs.failed, latency.p50, latency.p99),
+        format!(
+            "jobs      {} submitted, {} running, {rate:.1} verified a second",
+            jobs.submitted,
+            jobs.submitted - ended
+        ),
+        format!(
+            "verdicts  {} verified, {} rejected, {} failed; p50 {:.1} ms, p99 {:.1} ms",
+            jobs.verified, jobs.rejected, jobs.failed, latency.p50, latency.p99
+        ),
         format!("caught    {} miner(s)", tally.caught_count()),
     ]
 }
@@ -57,8 +67,14 @@ fn lines(nodes: &str, tally: &Tally, elapsed: Duration) -> Vec<String> {
 /// A report for people.
 pub(super) fn report(r: &Report) -> String {
     let mut lines = vec![
-        format!("{} jobs over {} nodes in {:.2} s: {} verified, {} rejected, {} failed", r.jobs.submitted, r.nodes, r.wall_s, r.jobs.verified, r.jobs.rejected, r.jobs.failed),
-        format!("{:.1} jobs a second; submitted to verdict p50 {:.1} ms, p99 {:.1} ms", r.jobs_per_second, r.latency_ms.p50, r.latency_ms.p99),
+        format!(
+            "{} jobs over {} nodes in {:.2} s: {} verified, {} rejected, {} failed",
+            r.jobs.submitted, r.nodes, r.wall_s, r.jobs.verified, r.jobs.rejected, r.jobs.failed
+        ),
+        format!(
+            "{:.1} jobs a second; submitted to verdict p50 {:.1} ms, p99 {:.1} ms",
+            r.jobs_per_second, r.latency_ms.p50, r.latency_ms.p99
+        ),
     ];
     for miner in &r.miners {
         let honest = match (miner.byzantine, miner.caught) {

@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -60,7 +60,9 @@ async fn upload(shared: &Shared, request: Request) -> Result<(JobOrder, Option<t
     let mut total = ByteCount(0);
     loop {
         let next = tokio::time::timeout(UPLOAD_IDLE, body.next()).await;
-        let Some(piece) = next.map_err(|_| ApiError::new(Code::Timeout, "no byte of the input came for 30 s"))? else { break };
+        let Some(piece) = next.map_err(|_| ApiError::new(Code::Timeout, "no byte of the input came for 30 s"))? else {
+            break;
+        };
         let piece = piece.map_err(|e| ApiError::new(Code::BadRequest, format!("the input broke off: {e}")))?;
         total.0 += piece.len() as u64;
         if total > limit::INPUT {
@@ -155,10 +157,7 @@ fn refused(error: SubmitError) -> ApiError {
 }
 
 /// `GET /v1/jobs`.
-pub(super) async fn list(
-    State(shared): State<Shared>,
-    Query(limit): Query<Limit>,
-) -> Json<Items<JobView>> {
+pub(super) async fn list(State(shared): State<Shared>, Query(limit): Query<Limit>) -> Json<Items<JobView>> {
     let jobs = shared.node.jobs().list(list_limit(limit.limit));
     Json(Items { items: jobs.into_iter().map(|summary| summary_view(summary, None)).collect() })
 }
@@ -205,7 +204,8 @@ pub(super) async fn events(
 }
 
 fn find(shared: &Shared, id: &str) -> Result<JobHandle, ApiError> {
-    let parsed: JobId = id.parse().map_err(|_| ApiError::new(Code::BadRequest, "a job's id is 64 hexadecimal digits"))?;
+    let parsed: JobId =
+        id.parse().map_err(|_| ApiError::new(Code::BadRequest, "a job's id is 64 hexadecimal digits"))?;
     shared.node.jobs().get(parsed).ok_or_else(|| ApiError::not_found("job", parsed))
 }
 

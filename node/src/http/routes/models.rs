@@ -27,7 +27,10 @@ pub(super) async fn publish(
 ) -> Result<Response, ApiError> {
     local_only(peer)?;
     if !body.path.is_absolute() {
-        return Err(ApiError::new(Code::BadRequest, "`path` must be absolute: the node has a working directory of its own"));
+        return Err(ApiError::new(
+            Code::BadRequest,
+            "`path` must be absolute: the node has a working directory of its own",
+        ));
     }
     let published = shared.node.models().publish(body.path).await.map_err(refused)?;
     Ok((StatusCode::CREATED, Json(published)).into_response())

@@ -55,10 +55,7 @@ pub(super) async fn peers(State(shared): State<Shared>) -> Response {
 
 /// `GET /v1/miner/jobs`: offers to this miner with what became of them.
 #[cfg(feature = "executor")]
-pub(super) async fn miner_jobs(
-    State(shared): State<Shared>,
-    Query(limit): Query<Limit>,
-) -> Result<Response, ApiError> {
+pub(super) async fn miner_jobs(State(shared): State<Shared>, Query(limit): Query<Limit>) -> Result<Response, ApiError> {
     if !shared.node.is_miner() {
         return Err(ApiError::new(Code::NotServed, "this node is no miner").hint("start it with --role miner"));
     }

@@ -53,6 +53,7 @@ impl Services {
     pub(crate) fn deliver(&self, inbound: Inbound) -> Delivered {
         let kind = RequestKind::of(&inbound.request);
         let sender = self.channels.read().unwrap_or_else(PoisonError::into_inner)[kind as usize].clone();
+        #[allow(clippy::result_large_err)] // The request comes back to be refused.
         let (code, detail, inbound) = match sender.map(|sender| sender.try_send(inbound)) {
             Some(Ok(())) => {
                 self.metrics.rpc_requests_in.inc();
@@ -80,6 +81,7 @@ impl Services {
 const NOT_SERVED: &str = "this node does not serve such requests: its roles are in its certificate";
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Boxing would cost an allocation a message.
 enum Command {
     Response { id: u64, response: pb::Response, last: bool },
     Failure { id: u64, code: FailureCode, detail: String },

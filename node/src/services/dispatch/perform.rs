@@ -220,8 +220,8 @@ impl Dispatch {
             }
             Output::SendReveal { part, node } => self.send_reveal(part, node),
             Output::SendAbandon { part, node, reason } => self.send_abandon(part, node, reason),
-            Output::RequestAudit { job, attempt, engine, env_id, deadline } => {
-                self.request_audit(job, attempt, engine, env_id, deadline);
+            Output::RequestAudit { job, attempt, engine, env_id: _, deadline } => {
+                self.request_audit(job, attempt, engine, deadline);
             }
             Output::AbandonAudit { job } => {
                 if let Some(audit) = self.live.get_mut(&job).and_then(|live| live.audit.take()) {
@@ -357,14 +357,7 @@ impl Dispatch {
         });
     }
 
-    fn request_audit(
-        &mut self,
-        job: JobId,
-        attempt: u32,
-        engine: sundara_proto::id::EngineId,
-        env_id: sundara_proto::id::EnvId,
-        deadline: Duration,
-    ) {
+    fn request_audit(&mut self, job: JobId, attempt: u32, engine: sundara_proto::id::EngineId, deadline: Duration) {
         let store = self.store.clone();
         let Some(live) = self.live.get_mut(&job) else { return };
         let cancel = CancellationToken::new();
@@ -374,7 +367,6 @@ impl Dispatch {
             attempt,
             spec: live.spec.clone(),
             engine,
-            env_id,
             inline_input: live.inline_input(&store),
             deadline,
             cancel,

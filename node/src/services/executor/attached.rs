@@ -52,7 +52,7 @@ const DEADLINE_MAX: Duration = JobSpec::NOT_AFTER_MAX;
 /// Where the attachment stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum AttachState {
+pub(crate) enum AttachState {
     /// Not yet, or not any more; tries again by itself.
     Attaching {
         /// What went wrong last.
@@ -84,6 +84,7 @@ pub(crate) struct AttachedParts {
 /// Handle of the service. Clones share it.
 #[derive(Clone)]
 pub(crate) struct AttachedHandle {
+    #[allow(dead_code, reason = "read by tests")]
     state: watch::Receiver<AttachState>,
     draining: CancellationToken,
     places: Arc<Semaphore>,
@@ -92,6 +93,7 @@ pub(crate) struct AttachedHandle {
 
 impl AttachedHandle {
     /// As of now, and as it changes.
+    #[allow(dead_code, reason = "read by tests")]
     pub(crate) fn state(&self) -> watch::Receiver<AttachState> {
         self.state.clone()
     }

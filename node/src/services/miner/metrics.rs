@@ -5,7 +5,7 @@ use prometheus_client::registry::Registry;
 
 /// Counters of the miner. Cheap to clone; clones count together. Names as registered are `miner_<field>_total`.
 #[derive(Clone, Debug, Default)]
-pub struct MinerMetrics {
+pub(crate) struct MinerMetrics {
     /// Offers that came.
     pub offers: Counter,
     /// Offers declined.
@@ -22,7 +22,7 @@ pub struct MinerMetrics {
 
 impl MinerMetrics {
     /// Puts all of them into a registry under the prefix `miner`.
-    pub fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("miner");
         registry.register("offers", "Offers that came", self.offers.clone());
         registry.register("declined", "Offers declined", self.declined.clone());

@@ -133,11 +133,10 @@ pub(crate) async fn vouched_by(
     let vouches = |publisher: &Hotkey| {
         let catalog = lock(&inner.catalog);
         let now = inner.now();
-        let good = catalog.iter().any(|k| {
+        catalog.iter().any(|k| {
             let r = k.record;
             r.publisher() == *publisher && r.model == model && !k.equivocal && r.expires_at >= now
-        });
-        good
+        })
     };
     if let Some(publisher) = allowed.iter().find(|p| vouches(p)) {
         return Ok(Some(*publisher));

@@ -36,7 +36,7 @@ use sundara_proto::units::ByteCount;
 use sundara_proto::wire::{self, limit};
 
 /// Name of the file.
-pub const MODEL_FILE: &str = "model.toml";
+pub(crate) const MODEL_FILE: &str = "model.toml";
 
 /// Largest `model.toml` that is read: the manifest that comes of it is no larger.
 const MODEL_FILE_MAX: u64 = limit::MANIFEST as u64;

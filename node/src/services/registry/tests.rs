@@ -40,7 +40,11 @@ impl RecordNet for Arc<Dht> {
     }
 
     async fn get_records(&self, key: Digest) -> Result<Vec<Vec<u8>>, String> {
-        if *lock(&self.down) { Err("no peers".to_owned()) } else { Ok(lock(&self.records).get(&key).cloned().unwrap_or_default()) }
+        if *lock(&self.down) {
+            Err("no peers".to_owned())
+        } else {
+            Ok(lock(&self.records).get(&key).cloned().unwrap_or_default())
+        }
     }
 }
 
@@ -315,7 +319,9 @@ fn references_are_read_or_refused_in_words() {
     let publisher = key(1).hotkey();
     let parsed: ModelRef = format!("{publisher}/a.b-c@7").parse().unwrap();
     assert_eq!((parsed.name.name.as_str(), parsed.version), ("a.b-c", Some(7)));
-    for bad in ["", "digits", "x/digits", &format!("{publisher}/"), &format!("{publisher}/a@x"), &format!("{publisher}/a/b")] {
+    for bad in
+        ["", "digits", "x/digits", &format!("{publisher}/"), &format!("{publisher}/a@x"), &format!("{publisher}/a/b")]
+    {
         let error = bad.parse::<ModelRef>().unwrap_err().to_string();
         assert!(error.contains("PUBLISHER/NAME"), "{error}");
     }

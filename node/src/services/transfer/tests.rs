@@ -222,8 +222,7 @@ async fn private_blobs_go_only_to_those_named() {
     let unknown = stranger.transfer.fetch(nothing, exact(&bytes), sources(), Access::local()).await.unwrap_err();
     let words = |e: TransferError, blob: BlobId| e.to_string().replace(&blob.to_string(), "");
     assert_eq!(words(refused, blob), words(unknown, nothing), "existence is not told");
-    let from_friend =
-        stranger.transfer.fetch(blob, exact(&bytes), Sources::peers([friend.id]), Access::local()).await;
+    let from_friend = stranger.transfer.fetch(blob, exact(&bytes), Sources::peers([friend.id]), Access::local()).await;
     assert!(from_friend.is_err(), "whoever fetched it keeps it to itself");
     assert!(!lock(&mesh.providers).contains_key(&blob));
     assert!(friend.blobs.remove(blob).await.unwrap(), "one fetch is one use");

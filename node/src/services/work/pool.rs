@@ -274,6 +274,7 @@ impl Pool {
     }
 
     /// The executor inside this node, to make models ready on.
+    #[allow(dead_code, reason = "read by tests")]
     pub(crate) fn in_process(&self) -> Option<ExecutorHandle> {
         self.members().values().find_map(|m| match &m.link {
             Link::InProcess(handle) => Some(handle.clone()),
