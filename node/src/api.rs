@@ -21,14 +21,18 @@ use crate::store::StoreError;
 
 pub use crate::builder::StartError;
 #[cfg(feature = "executor")]
-pub use crate::services::{miner::LoggedOffer, work::Misbehaviour, work::invite::Invite};
+pub use crate::services::{
+    miner::{LoggedOffer, OfferState},
+    work::Misbehaviour,
+    work::invite::{Invite, InviteError, Token},
+};
 pub use jobs::{
     JobEvent, JobFailure, JobHandle, JobInput, JobOrder, JobPhase, JobResult, JobSummary, Jobs, ProgramRef, SubmitError,
 };
 pub use models::{Collected, Listed, LocalModel, Models, Published, RegistryError, Shown};
 pub use status::Status;
 #[cfg(feature = "executor")]
-pub use status::{DispatchStatus, ExecutorStatus};
+pub use status::{AttachState, DispatchStatus, ExecutorStatus};
 
 /// A running node. Clones share it; it stops with [`Node::shutdown`] or when the last clone is dropped.
 #[derive(Clone)]
@@ -124,6 +128,18 @@ impl Node {
         })?;
         let addresses = self.addresses().await;
         owner.invite(addresses, life).await.map_err(|e| StartError::Data(e.to_string()))
+    }
+
+    /// Sends an attached executor away: its orders move on, and it must be invited again.
+    ///
+    /// # Errors
+    /// When this node owns no executors, or the store cannot forget it.
+    #[cfg(feature = "executor")]
+    pub async fn revoke_executor(&self, node: NodeId) -> Result<(), StartError> {
+        let owner = self.parts.work.executors.as_ref().ok_or_else(|| {
+            StartError::Config("only miners and validators own executors: start with --role miner or validator".into())
+        })?;
+        owner.revoke(node).await.map_err(|e| StartError::Data(e.to_string()))
     }
 
     /// Waits until `n` trusted validators are connected. For tests and start-up scripts.

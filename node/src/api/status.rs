@@ -7,7 +7,7 @@ use crate::builder::Parts;
 use crate::net::NetStatus;
 use crate::presets::Role;
 #[cfg(feature = "executor")]
-pub use crate::services::{dispatch::DispatchStatus, work::pool::ExecutorStatus};
+pub use crate::services::{dispatch::DispatchStatus, executor::attached::AttachState, work::pool::ExecutorStatus};
 use crate::store::StoreStatus;
 
 /// How a node is.
@@ -26,6 +26,9 @@ pub struct Status {
     /// Its executors, where it has any.
     #[cfg(feature = "executor")]
     pub executors: Vec<ExecutorStatus>,
+    /// Where an executor's attachment to its owner stands.
+    #[cfg(feature = "executor")]
+    pub attached: Option<AttachState>,
     /// A validator's jobs.
     #[cfg(feature = "executor")]
     pub dispatch: Option<DispatchStatus>,
@@ -43,6 +46,8 @@ impl Status {
             store: parts.store.status(),
             #[cfg(feature = "executor")]
             executors: parts.work.pool.as_ref().map(|pool| pool.list()).unwrap_or_default(),
+            #[cfg(feature = "executor")]
+            attached: parts.work.attached.as_ref().map(|a| a.state().borrow().clone()),
             #[cfg(feature = "executor")]
             dispatch: parts.work.dispatch.as_ref().map(|d| d.status()),
             missing: missing(parts, net.as_ref()),
@@ -67,6 +72,13 @@ fn missing(parts: &Parts, net: Option<&NetStatus>) -> Vec<String> {
     for bootstrap in net.bootstrap.iter().filter(|b| !b.connected) {
         let reason = bootstrap.last_error.as_deref().unwrap_or("not tried yet");
         missing.push(format!("bootstrap {}: {reason}; retrying", bootstrap.address));
+    }
+    #[cfg(feature = "executor")]
+    if let Some(attached) = &parts.work.attached
+        && let AttachState::Attaching { last_error } = &*attached.state().borrow()
+    {
+        let reason = last_error.as_deref().unwrap_or("not tried yet");
+        missing.push(format!("its owner: {reason}; retrying"));
     }
     if serves && let Some(hint) = &net.reachability_hint {
         missing.push(hint.clone());

@@ -65,21 +65,11 @@ pub(crate) struct AdvertsParts {
 /// Handle of the service. Clones share it.
 #[derive(Clone)]
 pub(crate) struct AdvertsHandle {
-    #[allow(dead_code, reason = "read by tests")]
-    table: Arc<Mutex<Table>>,
     /// Number of miners that could run something.
     miners: watch::Receiver<usize>,
 }
 
 impl AdvertsHandle {
-    /// Every advert that holds now.
-    #[allow(dead_code, reason = "read by tests")]
-    pub(crate) fn list(&self) -> Vec<Arc<Signed<Advert>>> {
-        let now = wall_now();
-        let table = lock(&self.table);
-        table.nodes.values().filter(|a| a.expires_at >= now).cloned().collect()
-    }
-
     /// Waits until `n` miners that could run a job are known. Cancel safe.
     pub(crate) async fn wait_for_miners(&self, n: usize) {
         let mut miners = self.miners.clone();
@@ -92,12 +82,12 @@ impl AdvertsHandle {
 
 /// Starts the service; it ends with its tasks.
 pub(crate) async fn start(parts: AdvertsParts) -> AdvertsHandle {
-    let table = Arc::new(Mutex::new(Table::default()));
+    let table = Mutex::new(Table::default());
     let (count, miners) = watch::channel(0);
     let heard = parts.net.subscribe(Topic::Adverts).await;
     let peers = parts.net.subscribe_peers();
     let token = parts.tasks.token();
-    let listener = Listener { network: parts.network, table: table.clone(), count, feed: parts.miners };
+    let listener = Listener { network: parts.network, table, count, feed: parts.miners };
     parts.tasks.spawn("listen", listener.run(heard, token.clone()));
     if let Some(offering) = parts.offering {
         let publisher = Publisher {
@@ -112,7 +102,7 @@ pub(crate) async fn start(parts: AdvertsParts) -> AdvertsHandle {
         };
         parts.tasks.spawn("publish", publisher.run(peers, token));
     }
-    AdvertsHandle { table, miners }
+    AdvertsHandle { miners }
 }
 
 struct Publisher {
@@ -271,7 +261,7 @@ fn could_run(advert: &Advert) -> bool {
 
 struct Listener {
     network: Network,
-    table: Arc<Mutex<Table>>,
+    table: Mutex<Table>,
     count: watch::Sender<usize>,
     feed: Option<mpsc::Sender<MinerProfile>>,
 }
@@ -419,15 +409,13 @@ mod tests {
         .await;
         validator.join(&miner).await;
         adverts.wait_for_miners(1).await;
-        let heard = adverts.list();
-        assert_eq!((heard[0].node, heard[0].hotkey()), (miner.id(), miner.key.hotkey()));
-        assert_eq!(heard[0].models, [ModelId([4; 32])]);
         let mut profile = miners.recv().await.unwrap();
         // An advert from before its executor came may have been first.
         while profile.classes.is_empty() {
             profile = miners.recv().await.unwrap();
         }
-        assert_eq!((profile.hotkey, profile.classes[0].slots), (miner.key.hotkey(), 2));
+        assert_eq!((profile.hotkey, profile.node), (miner.key.hotkey(), miner.id()));
+        assert_eq!((profile.classes[0].slots, &profile.models[..]), (2, &[ModelId([4; 32])][..]));
         // Its executors go: the validator hears that too.
         classes.send_replace(Vec::new());
         let mut known = adverts.miners.clone();

@@ -174,15 +174,7 @@ async fn serve(inner: Arc<Inner>, mut commands: mpsc::Receiver<Command>, tasks: 
         };
         match command {
             None => return,
-            Some(Command::Run(order, side)) => inner.clone().on_order(*order, side, &tasks),
-            Some(Command::Prepare { model, manifest }) => {
-                let inner = inner.clone();
-                tasks.spawn("prepare", async move {
-                    if let Err(fault) = inner.models.prepare(model, manifest).await {
-                        tracing::warn!(%model, %fault, "model could not be made ready");
-                    }
-                });
-            }
+            Some(Command { order, side }) => inner.clone().on_order(*order, side, &tasks),
         }
     }
 }

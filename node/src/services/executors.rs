@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::work::certs;
 use super::work::invite::{Invite, TOKEN_LEN, Token};
-use super::work::pool::{ExecutorStatus, Pool};
+use super::work::pool::Pool;
 use crate::net::{FailureCode, Inbound, NetHandle, PeerEvent, Reply, RequestKind};
 use crate::service::{Tasks, wall_now};
 use crate::store::{JsonTable, KeyRange, Keyspace, SharedStore, StoreError, Table, WriteBatch};
@@ -142,17 +142,10 @@ impl ExecutorsHandle {
         })
     }
 
-    /// Executors that are here.
-    #[allow(dead_code, reason = "for `executor list`, which the command line does not have yet")]
-    pub(crate) fn list(&self) -> Vec<ExecutorStatus> {
-        self.pool.list()
-    }
-
     /// Sends an executor away; it must be invited again.
     ///
     /// # Errors
     /// When the store cannot forget it.
-    #[allow(dead_code, reason = "for `executor revoke`, which the command line does not have yet")]
     pub(crate) async fn revoke(&self, node: NodeId) -> Result<(), StoreError> {
         let mut batch = WriteBatch::new();
         EXECUTORS.delete(&mut batch, executor_key(&node));

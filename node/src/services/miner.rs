@@ -55,10 +55,10 @@ use admission::{Decline, Facts};
 use log::JobLog;
 use publishers::Publishers;
 
-pub(crate) use super::work::Misbehaviour;
-pub use log::LoggedOffer;
-pub(crate) use log::OfferState;
 pub(crate) use metrics::MinerMetrics;
+
+pub(crate) use super::work::Misbehaviour;
+pub use log::{LoggedOffer, OfferState};
 
 /// Results that wait for their reveal. One holds at most 128 KiB and its attestation.
 const HELD_MAX: usize = 1_024;
@@ -208,12 +208,6 @@ impl MinerHandle {
     /// What is counted.
     pub(crate) fn metrics(&self) -> &MinerMetrics {
         &self.inner.metrics
-    }
-
-    /// Jobs taken and not over.
-    #[allow(dead_code, reason = "read by tests")]
-    pub(crate) fn live(&self) -> usize {
-        *self.inner.live.borrow()
     }
 
     /// Declines what comes, and waits until every job that was taken is over.

@@ -30,7 +30,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sundara_proto::attestation::Attestation;
 use sundara_proto::crypto::Signed;
-use sundara_proto::id::{BlobId, EngineId, Hotkey, JobId, ModelId, NodeId};
+use sundara_proto::id::{BlobId, EngineId, Hotkey, JobId, NodeId};
 use sundara_proto::job::JobSpec;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -158,19 +158,13 @@ impl RunSide {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unwanted;
 
-/// What can be asked of the executor inside this node.
+/// An order on its way to the executor inside this node.
 #[derive(Debug)]
-pub(crate) enum Command {
-    /// Run a job.
-    Run(Box<Order>, RunSide),
-    /// Fetch a model, compile it and make its warm image, so that its first job is as fast as its second.
-    #[allow(dead_code, reason = "made by `prepare`")]
-    Prepare {
-        /// Which.
-        model: ModelId,
-        /// Its manifest.
-        manifest: BlobId,
-    },
+pub(crate) struct Command {
+    /// What to run.
+    pub(crate) order: Box<Order>,
+    /// Where the events go.
+    pub(crate) side: RunSide,
 }
 
 /// The executor inside this node. Clones share it.
@@ -195,23 +189,16 @@ impl ExecutorHandle {
     /// Runs an order. What goes wrong on the way comes as a fault.
     pub(crate) fn run(&self, order: Order) -> Run {
         let (run, side) = Run::pair();
-        if let Err(refused) = self.commands.try_send(Command::Run(Box::new(order), side)) {
+        if let Err(refused) = self.commands.try_send(Command { order: Box::new(order), side }) {
             let reason = match refused {
                 mpsc::error::TrySendError::Full(_) => "the executor's queue is full",
                 mpsc::error::TrySendError::Closed(_) => "the executor is shut down",
             };
-            if let Command::Run(_, side) = refused.into_inner() {
-                // The channel is new and has room.
-                let _ = side.events.try_send(ExecutorEvent::Fault(ExecutorFault::passing(reason)));
-            }
+            let side = refused.into_inner().side;
+            // The channel is new and has room.
+            let _ = side.events.try_send(ExecutorEvent::Fault(ExecutorFault::passing(reason)));
         }
         run
-    }
-
-    /// Asks for a model to be made ready. A hint: nothing waits for it, and a full queue drops it.
-    #[allow(dead_code, reason = "read by tests")]
-    pub(crate) fn prepare(&self, model: ModelId, manifest: BlobId) {
-        let _ = self.commands.try_send(Command::Prepare { model, manifest });
     }
 }
 

@@ -7,17 +7,17 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MinerMetrics {
     /// Offers that came.
-    pub offers: Counter,
+    pub(crate) offers: Counter,
     /// Offers declined.
-    pub declined: Counter,
+    pub(crate) declined: Counter,
     /// Offers accepted.
-    pub accepted: Counter,
+    pub(crate) accepted: Counter,
     /// Results shown to their validator.
-    pub served: Counter,
+    pub(crate) served: Counter,
     /// Jobs that every executor failed to run.
-    pub faulted: Counter,
+    pub(crate) faulted: Counter,
     /// Jobs that were stopped: abandoned, past their deadline, or their validator was gone.
-    pub abandoned: Counter,
+    pub(crate) abandoned: Counter,
 }
 
 impl MinerMetrics {

@@ -273,15 +273,6 @@ impl Pool {
         list
     }
 
-    /// The executor inside this node, to make models ready on.
-    #[allow(dead_code, reason = "read by tests")]
-    pub(crate) fn in_process(&self) -> Option<ExecutorHandle> {
-        self.members().values().find_map(|m| match &m.link {
-            Link::InProcess(handle) => Some(handle.clone()),
-            Link::Attached => None,
-        })
-    }
-
     fn announce(&self) {
         let mut classes: Vec<ExecutorClass> = Vec::new();
         for member in self.members().values() {

@@ -153,13 +153,52 @@ async fn an_executor_serves_its_owner_alone() {
 }
 
 #[tokio::test]
+async fn an_executor_whose_connection_breaks_comes_back_without_a_new_invitation() {
+    let scene = bare_scene(82, None, |_| {}).await;
+    let owner = owner(&scene);
+    let node = TestNode::start(84, Roles::EXECUTOR).await;
+    let attached = attach(&node, invite(&scene, &owner).await);
+    attached_now(&attached).await;
+    let mut offering = scene.pool.offering();
+    scene.node.net.disconnect(node.id(), "test").await;
+    offering.wait_for(Vec::is_empty).await.unwrap();
+    offering.wait_for(|classes| !classes.is_empty()).await.unwrap();
+    let spec = spec("echo", b"again", 1, |_| {});
+    scene.committed(&spec, b"again").await;
+    scene.verified(&scene.reveal(&spec).await.unwrap());
+}
+
+#[tokio::test]
+async fn an_executor_drains_before_it_goes() {
+    let scene = bare_scene(86, None, |_| {}).await;
+    let owner = owner(&scene);
+    let node = TestNode::start(88, Roles::EXECUTOR).await;
+    let attached = attach(&node, invite(&scene, &owner).await);
+    attached_now(&attached).await;
+    let running = spec("sleep", b"", 1, |_| {});
+    let _answers = scene.accepted(&running, b"", true).await;
+    // The order is there once the executor has said that it runs; only then is there something to wait for.
+    while scene.pool.list()[0].running == 0 {
+        tokio::task::yield_now().await;
+    }
+    let late = spec("echo", b"x", 2, |_| {});
+    let mut drained = Box::pin(attached.drain());
+    let _ = futures::poll!(drained.as_mut());
+    let mut answers = scene.accepted(&late, b"x", true).await;
+    let pb::work_event::Kind::Fault(fault) = next(&mut answers).await else { panic!("not a fault") };
+    assert!(fault.reason.contains("shutting down"), "{}", fault.reason);
+    scene.abandon(&running).await;
+    drained.await;
+}
+
+#[tokio::test]
 async fn jobs_of_an_executor_that_dies_move_to_another() {
     let scene = scene(78, None, |_| {}).await;
     let owner = owner(&scene);
     let node = TestNode::start(80, Roles::EXECUTOR).await;
     let attached = attach(&node, invite(&scene, &owner).await);
     attached_now(&attached).await;
-    // Sixteen jobs of a while each lie on both executors when one of them dies.
+    // Jobs of a while each lie on both executors when one of them dies.
     let count = 8;
     let mut running = Vec::new();
     for nonce in 0..count {

@@ -14,7 +14,7 @@ use super::{bytes, next, reveal_as, revealed, scene};
 use crate::blobs::{Access, Reader, Sources};
 use crate::net::{FailureCode, RpcError};
 use crate::services::work::harness::{TestNode, offer, spec};
-use crate::services::work::{Command, ExecutorEvent, ExecutorFault, ExecutorHandle};
+use crate::services::work::{ExecutorEvent, ExecutorFault, ExecutorHandle};
 use sundara_proto::id::NodeId;
 
 #[tokio::test]
@@ -146,9 +146,8 @@ fn broken(scene: &super::Scene) -> ExecutorHandle {
     let (handle, mut commands) = ExecutorHandle::channel(8, Vec::new(), "cpu");
     scene.node.tasks.spawn("broken", async move {
         while let Some(command) = commands.recv().await {
-            if let Command::Run(_, side) = command {
-                let _ = side.send(ExecutorEvent::Fault(ExecutorFault::passing("disk on fire"))).await;
-            }
+            let fault = ExecutorFault::passing("disk on fire");
+            let _ = command.side.send(ExecutorEvent::Fault(fault)).await;
         }
     });
     handle
