@@ -130,6 +130,13 @@ impl JobSpec {
     pub const SEEN_GRACE: Duration = Duration::from_secs(60);
 }
 
+impl JobId {
+    /// Key of the randomness that the job sees: the same for each of its replicas, attempts and auditors.
+    pub fn randomness_key(&self) -> [u8; 32] {
+        Context::JOB_SEED.digest_one(self.as_ref()).0
+    }
+}
+
 impl Signed<JobSpec> {
     /// Digest of the payload as signed.
     pub fn id(&self) -> JobId {

@@ -11,17 +11,16 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use rand_chacha::rand_core::Rng;
+use sundara_proto::id::EngineId;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{RunControl, drive};
-use crate::env::{EngineIdentity, env_id};
+use crate::env::EngineIdentity;
 use crate::outcome::{Execution, Outcome, TrapKind, Usage};
 use crate::output::{OutputWriter, WriteEnd};
 use crate::pool::Pool;
 use crate::watchdog::Watchdog;
-use crate::{
-    Environment, ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink, Program, RuntimeError, Setup, random,
-};
+use crate::{ExecutionRequest, JobKind, JobRuntime, Limits, OutputSink, Program, RuntimeError, Setup, random};
 
 /// The jobs. Each reads `input`, `params`, `seed` and `/model` as a wasm guest would.
 ///
@@ -110,8 +109,8 @@ impl JobRuntime for BuiltinRuntime {
         drive(&control, &cancel, || (), work).await?
     }
 
-    fn env_id(&self, environment: &Environment) -> [u8; 32] {
-        env_id(environment, IDENTITY)
+    fn engine_id(&self) -> EngineId {
+        IDENTITY.id()
     }
 }
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use sundara_proto::id::EngineId;
 use tokio_util::sync::CancellationToken;
 
 pub mod builtin;
@@ -82,8 +83,13 @@ pub trait JobRuntime: Send + Sync {
         cancel: CancellationToken,
     ) -> Result<Execution, RuntimeError>;
 
+    /// Identity of the engine: its version, and every flag that can change a result.
+    fn engine_id(&self) -> EngineId;
+
     /// Identity of the environment that a program runs in here.
-    fn env_id(&self, environment: &Environment) -> [u8; 32];
+    fn env_id(&self, environment: &Environment) -> [u8; 32] {
+        environment.env_id(&self.engine_id()).0
+    }
 }
 
 /// Runs one job and gathers its output, at most `limits.output_bytes` of it.

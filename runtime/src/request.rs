@@ -98,7 +98,7 @@ impl Program {
     pub fn digest(&self) -> [u8; 32] {
         match self {
             Self::Wasm(source) => source.digest,
-            Self::Builtin { name } => *blake3::hash(name.as_bytes()).as_bytes(),
+            Self::Builtin { name } => Environment::of_builtin(name).program,
         }
     }
 }

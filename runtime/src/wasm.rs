@@ -15,19 +15,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sundara_proto::id::EngineId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wasmtime::Engine;
 
 use crate::control::{RunControl, drive};
-use crate::env::{EngineIdentity, env_id};
+use crate::env::EngineIdentity;
 use crate::outcome::{AbortReason, Execution};
 use crate::pool::Pool;
 use crate::request::EXPORT_NAME_BYTES_MAX;
 use crate::watchdog::Watchdog;
-use crate::{
-    Environment, ExecutionRequest, JobKind, JobRuntime, Limits, ModuleSource, OutputSink, Program, RuntimeError, Setup,
-};
+use crate::{ExecutionRequest, JobKind, JobRuntime, Limits, ModuleSource, OutputSink, Program, RuntimeError, Setup};
 
 mod cache;
 mod config;
@@ -216,8 +215,8 @@ impl JobRuntime for WasmRuntime {
         drive(&control, &cancel, || self.engine.increment_epoch(), work).await?
     }
 
-    fn env_id(&self, environment: &Environment) -> [u8; 32] {
-        env_id(environment, self.identity())
+    fn engine_id(&self) -> EngineId {
+        self.identity().id()
     }
 }
 

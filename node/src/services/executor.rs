@@ -28,11 +28,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
-use sundara_proto::crypto::{Context, Network, NodeKeyPair};
+use sundara_proto::crypto::{Network, NodeKeyPair};
 use sundara_proto::id::EngineId;
 use sundara_proto::job::Limits;
 use sundara_proto::units::ByteCount;
-use sundara_runtime::{Environment, JobKind, RuntimeSet};
+use sundara_runtime::{JobKind, RuntimeSet};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::work::certs::CertSlot;
@@ -156,12 +156,9 @@ pub(crate) fn start(parts: ExecutorParts) -> std::io::Result<ExecutorHandle> {
     Ok(handle)
 }
 
-/// Identity of the engine that runs jobs of a kind: what the backend says of an environment that is all zeros, which
-/// leaves its version and flags.
+/// Identity of the engine that runs jobs of a kind.
 pub(crate) fn engine_of(runtime: &RuntimeSet, kind: JobKind) -> Option<EngineId> {
-    let blank = Environment { program: [0; 32], model_root: [0; 32], quantisation: String::new() };
-    let id = runtime.env_id(kind, &blank).ok()?;
-    Some(EngineId(Context::ENGINE.digest(&[&id]).0))
+    runtime.get(kind).ok().map(|backend| backend.engine_id())
 }
 
 async fn serve(inner: Arc<Inner>, mut commands: mpsc::Receiver<Command>, tasks: Tasks) {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sundara_proto::attestation::{Attestation, Outcome, Usage};
-use sundara_proto::crypto::{Context, Signed};
+use sundara_proto::crypto::Signed;
 use sundara_proto::id::BlobId;
 use sundara_proto::job::{Limits, Program};
 use sundara_proto::units::{ByteCount, UnixMillis};
@@ -104,7 +104,7 @@ impl Inner {
             entry,
             params: spec.params.clone(),
             seed: spec.seed,
-            job_key: Context::JOB_SEED.digest_one(order.job.as_ref()).0,
+            job_key: order.job.randomness_key(),
             limits: runtime_limits(&limits),
             ..ExecutionRequest::new(ready.setup.clone(), input)
         };
