@@ -32,7 +32,7 @@ use crate::store::{
 /// Offers beyond `miner.log_max` before the oldest are deleted, so that each deletion is worth its batch.
 const TRIM_MARGIN: u64 = 512;
 /// Declined offers logged a second: a flood of them must not push out what was served.
-const DECLINES_LOGGED_A_SECOND: u32 = 50;
+const DECLINES_LOGGED_A_SECOND: u32 = 10;
 /// Attempts remembered, so that none is run twice.
 const RECENT_MAX: usize = 8_192;
 
