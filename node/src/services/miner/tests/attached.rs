@@ -4,18 +4,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sundara_proto::advert::ExecutorClass;
+use sundara_proto::attestation::ExecutorCert;
 use sundara_proto::cert::Roles;
+use sundara_proto::crypto::Signed;
 use sundara_proto::id::BlobId;
 use sundara_proto::pb;
 use sundara_proto::units::{ByteCount, UnixMillis};
 use sundara_proto::wire::{WireMessage as _, limit};
 use tokio::sync::watch;
 
-use super::{Scene, bare_scene, bytes, next, revealed, scene};
+use super::{Scene, bare_scene, bytes, next, revealed};
 use crate::blobs::{Access, Reader, Sources};
 use crate::net::{FailureCode, RpcError};
 use crate::services::executor::attached::{self, AttachState, AttachedHandle, AttachedParts};
 use crate::services::executors::{self, ExecutorsHandle, ExecutorsParts};
+use crate::services::work::ExecutorHandle;
 use crate::services::work::harness::{TestNode, network, offer, spec};
 use crate::services::work::invite::Invite;
 use crate::store::{KeyRange, Keyspace};
@@ -40,7 +43,15 @@ async fn invite(scene: &Scene, owner: &ExecutorsHandle) -> Invite {
 
 fn attach(node: &TestNode, invite: Invite) -> AttachedHandle {
     let (tx, cert) = watch::channel(None);
-    let executor = node.executor_in(cert, None);
+    attach_with(node, invite, node.executor_in(cert, None), tx)
+}
+
+fn attach_with(
+    node: &TestNode,
+    invite: Invite,
+    executor: ExecutorHandle,
+    cert: watch::Sender<Option<Signed<ExecutorCert>>>,
+) -> AttachedHandle {
     attached::start(AttachedParts {
         network: network(),
         invite,
@@ -49,7 +60,7 @@ fn attach(node: &TestNode, invite: Invite) -> AttachedHandle {
         store: node.store.clone(),
         blobs: node.blobs.clone(),
         executor,
-        cert: tx,
+        cert,
         tasks: node.tasks.child("attached"),
     })
 }
@@ -173,45 +184,46 @@ async fn an_executor_drains_before_it_goes() {
     let scene = bare_scene(86, None, |_| {}).await;
     let owner = owner(&scene);
     let node = TestNode::start(88, Roles::EXECUTOR).await;
-    let attached = attach(&node, invite(&scene, &owner).await);
+    let (executor, mut commands) = ExecutorHandle::channel(4, Vec::new(), "cpu");
+    let attached = attach_with(&node, invite(&scene, &owner).await, executor, watch::channel(None).0);
     attached_now(&attached).await;
-    let running = spec("sleep", b"", 1, |_| {});
-    let _answers = scene.accepted(&running, b"", true).await;
-    // The order is there once the executor has said that it runs; only then is there something to wait for.
-    while scene.pool.list()[0].running == 0 {
-        tokio::task::yield_now().await;
-    }
-    let late = spec("echo", b"x", 2, |_| {});
+    let running = spec("echo", b"", 1, |_| {});
+    let mut answers = scene.accepted(&running, b"", true).await;
+    let command = commands.recv().await.unwrap();
     let mut drained = Box::pin(attached.drain());
-    let _ = futures::poll!(drained.as_mut());
-    let mut answers = scene.accepted(&late, b"x", true).await;
-    let pb::work_event::Kind::Fault(fault) = next(&mut answers).await else { panic!("not a fault") };
+    assert!(futures::poll!(drained.as_mut()).is_pending());
+    let mut late = scene.accepted(&spec("echo", b"x", 2, |_| {}), b"x", true).await;
+    let pb::work_event::Kind::Fault(fault) = next(&mut late).await else { panic!("not a fault") };
     assert!(fault.reason.contains("shutting down"), "{}", fault.reason);
-    scene.abandon(&running).await;
+    assert!(futures::poll!(drained.as_mut()).is_pending(), "what runs is waited for");
+    drop(command);
+    assert!(matches!(next(&mut answers).await, pb::work_event::Kind::Fault(_)));
     drained.await;
 }
 
 #[tokio::test]
 async fn jobs_of_an_executor_that_dies_move_to_another() {
-    let scene = scene(78, None, |_| {}).await;
+    let scene = bare_scene(78, None, |_| {}).await;
     let owner = owner(&scene);
     let node = TestNode::start(80, Roles::EXECUTOR).await;
-    let attached = attach(&node, invite(&scene, &owner).await);
+    // Takes orders and never answers.
+    let (silent, mut commands) = ExecutorHandle::channel(4, Vec::new(), "cpu");
+    let attached = attach_with(&node, invite(&scene, &owner).await, silent, watch::channel(None).0);
     attached_now(&attached).await;
-    // Jobs of a while each lie on both executors when one of them dies.
-    let count = 8;
     let mut running = Vec::new();
-    for nonce in 0..count {
-        let spec = spec("spin", b"", nonce, |s| s.limits.fuel = 2_000_000_000);
-        running.push((scene.accepted(&spec, b"", true).await, spec));
+    for nonce in 0..4 {
+        let spec = spec("echo", b"x", nonce, |_| {});
+        let answers = scene.accepted(&spec, b"x", true).await;
+        let command = commands.recv().await.unwrap();
+        assert_eq!(command.order.job, spec.id());
+        running.push((answers, spec, command));
     }
-    let there = scene.pool.list().iter().find(|e| !e.in_process).map(|e| e.running).unwrap();
-    assert!(there > 0, "{:?}", scene.pool.list());
+    scene.pool.add_in_process(scene.node.id(), scene.node.executor(&scene.node.key, None));
     node.tasks.shutdown_within(Duration::ZERO).await;
-    for (mut answers, spec) in running {
+    for (mut answers, spec, _command) in running {
         assert!(matches!(next(&mut answers).await, pb::work_event::Kind::Committed(_)));
-        let revealed = scene.reveal(&spec).await.unwrap();
-        scene.verified(&revealed);
+        let attestation = scene.verified(&scene.reveal(&spec).await.unwrap()).attestation;
+        assert_eq!(attestation.executor(), scene.node.id());
     }
     assert!(scene.pool.list().iter().all(|e| e.in_process), "the dead one is out of the pool");
 }
