@@ -52,7 +52,7 @@ const DEADLINE_MAX: Duration = JobSpec::NOT_AFTER_MAX;
 /// Where the attachment stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub(crate) enum AttachState {
+pub enum AttachState {
     /// Not yet, or not any more; tries again by itself.
     Attaching {
         /// What went wrong last.
