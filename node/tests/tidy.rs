@@ -22,7 +22,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("node/src/builder.rs", "names a role"),
     ("node/src/config.rs", "names a role"),
     ("node/src/blobs.rs", "lines"),
-    ("node/src/net/event_loop/connections.rs", "lines"),
     ("node/src/cli/client.rs", "tokio::spawn"),
     ("node/src/cli/testnet.rs", "tokio::spawn"),
     ("node/src/services/dispatch/live.rs", "tokio::spawn"),
