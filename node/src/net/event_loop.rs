@@ -32,6 +32,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::behaviour::{self, Behaviour, BehaviourEvent};
 use super::bootstrap::Bootstrap;
@@ -313,6 +314,11 @@ impl NetDriver {
                 () = task => {}
             }
         });
+    }
+
+    /// The same for what concerns one peer, under its span.
+    fn spawn_for(&self, peer: PeerId, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(task.instrument(tracing::debug_span!("peer", %peer)));
     }
 
     fn on_command(&mut self, command: Command) {

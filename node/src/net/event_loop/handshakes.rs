@@ -48,6 +48,7 @@ impl NetDriver {
         let Some(node) = node_id(&connection.peer) else {
             return self.close_connection(id, "the peer's key is not ed25519".to_owned());
         };
+        let peer = connection.peer;
         if side == Side::Listener {
             if connection.handshaking {
                 // One at a time: a peer has no reason to open two.
@@ -57,7 +58,7 @@ impl NetDriver {
             connection.handshaking = true;
         }
         let task = cert::run(stream, side, self.ours.clone(), node, id, self.handshakes.0.clone());
-        self.spawn(task);
+        self.spawn_for(peer, task);
     }
 
     pub(super) fn on_handshake(&mut self, event: cert::Event) {

@@ -93,7 +93,7 @@ impl NetDriver {
         let (services, queued) = (self.shared.services.clone(), session.queued.clone());
         let driver = ServerDriver::new(stream, session.identity, services, queued);
         let results = self.results.0.clone();
-        self.spawn(async move {
+        self.spawn_for(peer, async move {
             let fault = driver.await.err().map(|error| error.to_string());
             // The loop is gone only when the node shuts down.
             drop(results.send(TaskEnd::Server { peer, fault }).await);
@@ -107,9 +107,9 @@ impl NetDriver {
             self.shared.links.write().unwrap_or_else(PoisonError::into_inner).insert(node, link.clone());
         }
         let results = self.results.0.clone();
-        self.spawn(async move {
+        self.spawn_for(peer, async move {
             if let Err(error) = driver.await {
-                tracing::debug!(%peer, %error, "request stream ended");
+                tracing::debug!(%error, "request stream ended");
             }
             drop(results.send(TaskEnd::Client { peer }).await);
         });
