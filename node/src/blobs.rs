@@ -1,6 +1,6 @@
 //! Content-addressed files: models, inputs and outputs that are too large for a message.
 //!
-//! **Owns** the files under the blob directory (see [`layout`] for the names), their outboards, who may read each, pins, the
+//! **Owns** the files under the blob directory (see `layout` for the names), their outboards, who may read each, pins, the
 //! disk cap, and every comparison of bytes with hashes. Also the two ends of the channel on which anyone asks for a blob to
 //! be fetched ([`TransferHandle`]); the transfer service answers it.
 //!

@@ -101,7 +101,7 @@ impl FromStr for ModelRef {
     }
 }
 
-/// One line of [`RegistryHandle::list`].
+/// One line of a list of models.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listed {
     /// Who signed its record; `None` for a model that is here without a known name.
