@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
-use sundara_proto::crypto::{Network, NodeKeyPair};
+use sundara_proto::crypto::{Context, Network, NodeKeyPair};
 use sundara_proto::id::EngineId;
 use sundara_proto::job::Limits;
 use sundara_proto::units::ByteCount;
@@ -127,7 +127,8 @@ struct Inner {
 pub(crate) fn start(parts: ExecutorParts) -> std::io::Result<ExecutorHandle> {
     output::clear_scratch(&parts.scratch)?;
     let slots = parts.config.slots();
-    let engines: Vec<EngineId> = parts.runtime.kinds().iter().filter_map(|k| engine_of(&parts.runtime, *k)).collect();
+    let engines: Vec<EngineId> =
+        parts.runtime.kinds().first().and_then(|k| engine_of(&parts.runtime, *k)).into_iter().collect();
     let (handle, commands) = ExecutorHandle::channel(slots, engines, &parts.config.hardware_class);
     let inner = Inner {
         models: Models::new(parts.registry, parts.runtime.clone()),
@@ -156,9 +157,15 @@ pub(crate) fn start(parts: ExecutorParts) -> std::io::Result<ExecutorHandle> {
     Ok(handle)
 }
 
-/// Identity of the engine that runs jobs of a kind.
+/// Identity of what an executor runs jobs of `kind` on: one for all of its backends together, because a validator that
+/// picks an engine for a job does not know the kinds behind it. `None` when there is no backend for the kind.
 pub(crate) fn engine_of(runtime: &RuntimeSet, kind: JobKind) -> Option<EngineId> {
-    runtime.get(kind).ok().map(|backend| backend.engine_id())
+    runtime.get(kind).ok()?;
+    let mut backends: Vec<EngineId> =
+        runtime.kinds().iter().filter_map(|k| Some(runtime.get(*k).ok()?.engine_id())).collect();
+    backends.sort_unstable();
+    let fields: Vec<&[u8]> = backends.iter().map(AsRef::as_ref).collect();
+    Some(EngineId(Context::ENGINE.digest(&fields).0))
 }
 
 async fn serve(inner: Arc<Inner>, mut commands: mpsc::Receiver<Command>, tasks: Tasks) {
