@@ -109,7 +109,7 @@ async fn limits_are_results_of_their_own_kind() {
         [("spin", Outcome::OutOfFuel), ("exit", Outcome::ExitCode(7)), ("flood", Outcome::OutputLimit)]
     {
         let limits = if job == "flood" { Limits { fuel: u64::MAX >> 1, ..limits } } else { limits };
-        let order = JobOrder::builtin(job).input("7").limits(limits).replicas(2);
+        let order = JobOrder::builtin(job).params("7").limits(limits).replicas(2);
         let handle = testnet.client().jobs().submit(order).await.unwrap();
         let result = within(handle.result()).await.unwrap_or_else(|e| panic!("{job}: {e}"));
         assert_eq!(result.outcome(), Some(expected), "{job}");
