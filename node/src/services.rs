@@ -55,8 +55,8 @@ pub(crate) enum Admitted {
         submission: Box<Submission>,
         /// Input that rode in the request; `None`: it is in the blob store.
         inline_input: Option<Bytes>,
-        /// Nobody watches an announced request.
-        watcher: Option<Watcher>,
+        /// Dropped when the job ends.
+        watcher: Watcher,
     },
     /// Tell the watcher about a job that is known already.
     Watch {

@@ -21,6 +21,7 @@ mod report;
 mod workload;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _};
@@ -29,6 +30,7 @@ use sundara_proto::crypto::{HotkeyPair, Network};
 use sundara_proto::id::Hotkey;
 
 use crate::api::{Misbehaviour, Node, StartError};
+use crate::config::Config;
 use crate::presets::Role;
 
 pub use processes::ChildNode;
@@ -53,6 +55,17 @@ pub struct TestnetBuilder {
     seed: Option<u64>,
     data_dir: Option<PathBuf>,
     binary: Option<PathBuf>,
+    configure: Option<Configure>,
+}
+
+/// Changes the configuration of a node in this process.
+#[derive(Clone)]
+struct Configure(Arc<dyn Fn(&mut Config) + Send + Sync>);
+
+impl std::fmt::Debug for Configure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Configure")
+    }
 }
 
 /// A running testnet. Dropping it stops it without ceremony; [`Testnet::shutdown`] does it in order.
@@ -119,6 +132,7 @@ impl Testnet {
             seed: None,
             data_dir: None,
             binary: None,
+            configure: None,
         }
     }
 
@@ -208,6 +222,13 @@ impl TestnetBuilder {
         self
     }
 
+    /// Changes settings of every node that runs in this process, the client included; child processes take theirs from
+    /// their environment. What a node is (roles, keys, mesh, addresses) is the testnet's own to say.
+    pub fn configure(mut self, change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
+        self.configure = Some(Configure(Arc::new(change)));
+        self
+    }
+
     /// Starts all nodes and waits until the client sees every validator and every validator sees every miner.
     ///
     /// # Errors
@@ -285,6 +306,7 @@ struct Plan {
     executors_per_miner: usize,
     data_dir: PathBuf,
     binary: Option<PathBuf>,
+    configure: Option<Configure>,
 }
 
 impl Plan {
@@ -301,7 +323,14 @@ impl Plan {
             executors_per_miner: builder.executors_per_miner,
             data_dir: data_dir.to_path_buf(),
             binary: builder.binary.clone(),
+            configure: builder.configure.clone(),
         })
+    }
+
+    fn configure(&self, config: &mut Config) {
+        if let Some(Configure(change)) = &self.configure {
+            change(config);
+        }
     }
 
     fn slots(&self) -> u32 {
@@ -348,7 +377,10 @@ impl Plan {
                     .data_dir(dir)
                     .bootstrap(bootstrap.iter().cloned())
                     .trust(self.trusted())
-                    .configure(|config| config.executor.slots = self.slots())
+                    .configure(|config| {
+                        config.executor.slots = self.slots();
+                        self.configure(config);
+                    })
                     .loopback();
                 Running::Here(builder.misbehave(misbehaviour).start().await?)
             }
@@ -371,6 +403,7 @@ impl Plan {
             .data_dir(self.data_dir.join("client"))
             .bootstrap(bootstrap.iter().cloned())
             .trust(self.trusted())
+            .configure(|config| self.configure(config))
             .loopback()
             .start()
             .await

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use sundara_node::testnet::{Testnet, Workload};
-use sundara_node::{JobEvent, JobFailure, JobOrder};
+use sundara_node::domain::admission::ClientLimits;
+use sundara_node::{JobEvent, JobFailure, JobOrder, JobPhase, Node};
 use sundara_proto::attestation::Outcome;
 use sundara_proto::job::Limits;
 use sundara_proto::verdict::VerdictKind;
@@ -182,5 +183,57 @@ async fn two_validators_share_the_jobs_and_stand_in_for_each_other() {
             within(testnet.client().jobs().submit(workload.order(i, 2)).await.unwrap().result()).await.unwrap();
         assert_ne!(result.verdict.validator(), gone.hotkey);
     }
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_jobs_are_taken_followed_and_count_no_longer_than_they_run() {
+    // One job at a time: a second one is taken only if the first was let go.
+    let one = ClientLimits { jobs_per_s: 1_000, burst: 1_000, concurrent: 1 };
+    let testnet = Testnet::builder().miners(2).configure(move |config| config.intake.admission.anyone = Some(one));
+    let testnet = within(testnet.start()).await.unwrap();
+    let validator = testnet.validators()[0].hotkey;
+    // The second input does not fit into an announcement, the third not into a message: both are fetched.
+    for (i, len) in [10, 10_000, 300_000].into_iter().enumerate() {
+        let input = vec![i as u8; len];
+        let order = JobOrder::builtin("echo").input(input.clone()).replicas(2).announce(true);
+        let job = testnet.client().jobs().submit(order).await.unwrap();
+        let result = within(job.result()).await.unwrap();
+        assert_eq!(result.verdict.validator(), validator);
+        assert_eq!(within(job.output()).await.unwrap(), input);
+        assert_eq!(job.summary().phase, JobPhase::Finished);
+    }
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_reaches_no_validator_goes_on_gossip() {
+    let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
+    let validator = &testnet.validators()[0];
+    let miner = testnet.miners()[0].node().unwrap();
+    // It believes the validator and never connects to it.
+    let apart = Node::builder()
+        .network(testnet.network())
+        .bootstrap(miner.addresses().await)
+        .trust([validator.hotkey])
+        .configure(|config| config.net.deny.push(validator.hotkey))
+        .loopback()
+        .start()
+        .await
+        .unwrap();
+    let order = JobOrder::builtin("echo").input("hello");
+    let job = apart.jobs().submit(order).await.unwrap();
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    within(async {
+        while validator.node().unwrap().status().await.dispatch.unwrap().verdicts.iter().sum::<u64>() == 0 {
+            looks.tick().await;
+        }
+    })
+    .await;
+    // It was done, and nobody who is connected can say so.
+    assert_eq!(job.summary().phase, JobPhase::Submitting);
+    job.cancel().await;
+    assert_eq!(within(job.result()).await.unwrap_err(), JobFailure::Cancelled);
+    within(apart.shutdown()).await;
     within(testnet.shutdown()).await;
 }

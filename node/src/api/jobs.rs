@@ -130,7 +130,9 @@ impl JobOrder {
         self.not_after = from_now;
         self
     }
-    /// Put the request on gossip and return: the requester leaves before the result.
+    /// Puts the request on gossip, for whichever validator takes it: this node may leave before the result. While it
+    /// stays it asks the validators that it trusts what became of the job, and fetches the result. An input beyond what
+    /// gossip carries (4 KiB with the request) is fetched from here, so leave only once the job is acknowledged.
     pub fn announce(mut self, announce: bool) -> Self {
         self.announce = announce;
         self

@@ -264,6 +264,7 @@ impl Assembly {
             net: ports.net.clone(),
             registry: ports.registry.clone(),
             transfer: ports.transfer.clone(),
+            blobs: ports.blobs.clone(),
             directory: ports.directory.clone(),
             validators: self.config.jobs.trusted_validators.clone(),
             requests: ports.net.serve(&[RequestKind::Submit, RequestKind::Watch, RequestKind::Cancel]),

@@ -320,7 +320,7 @@ impl Dispatch {
 
     fn on_admitted(&mut self, admitted: Admitted, draining: bool) {
         match admitted {
-            Admitted::Submit { watcher: Some(watcher), .. } if draining => {
+            Admitted::Submit { watcher, .. } if draining => {
                 live::tell(
                     &watcher,
                     pb::job_event::Kind::Refused(pb::Refused {
@@ -329,7 +329,6 @@ impl Dispatch {
                     }),
                 );
             }
-            Admitted::Submit { .. } if draining => {}
             Admitted::Submit { submission, inline_input, watcher } => {
                 self.live.submitted(&submission, inline_input, watcher);
                 self.take(Input::Submitted(submission));

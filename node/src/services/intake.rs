@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::directory::Directory;
 use super::{Admitted, WATCH_QUEUED_MAX, Watcher};
-use crate::blobs::{Access, Sources, TransferHandle};
+use crate::blobs::{Access, Blobs, Sources, TransferHandle};
 use crate::domain::Now;
 use crate::domain::admission::{Admission, AdmissionConfig, Verdict as Ruling};
 use crate::domain::job::Submission;
@@ -42,6 +42,8 @@ const CLAIM_AFTER: Duration = Duration::from_secs(5);
 const MODEL_WITHIN: Duration = Duration::from_secs(3);
 /// Announced jobs waiting for their turn.
 const ANNOUNCED_MAX: usize = 1_024;
+/// Nodes that an announced job's input is asked of.
+const ANNOUNCED_SOURCES_MAX: usize = 8;
 
 /// Whose jobs a validator takes, and how large.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -70,6 +72,7 @@ pub(crate) struct IntakeParts {
     pub(crate) net: NetHandle,
     pub(crate) registry: RegistryHandle,
     pub(crate) transfer: TransferHandle,
+    pub(crate) blobs: Blobs,
     pub(crate) directory: Directory,
     /// Hotkeys that count as validators; empty: every connected one.
     pub(crate) validators: Vec<Hotkey>,
@@ -83,7 +86,7 @@ pub(crate) struct IntakeParts {
 
 /// Starts the service; it ends with its tasks.
 pub(crate) fn start(parts: IntakeParts) {
-    let IntakeParts { config, network, net, registry, transfer, directory, validators, .. } = parts;
+    let IntakeParts { config, network, net, registry, transfer, blobs, directory, validators, .. } = parts;
     let (requests, announced, admitted, tasks) = (parts.requests, parts.announced, parts.admitted, parts.tasks);
     let admission = Mutex::new(Admission::new(config.admission.clone()));
     let begun = tokio::time::Instant::now();
@@ -93,6 +96,7 @@ pub(crate) fn start(parts: IntakeParts) {
         net,
         registry,
         transfer,
+        blobs,
         directory,
         validators,
         admitted,
@@ -110,6 +114,7 @@ struct Door {
     net: NetHandle,
     registry: RegistryHandle,
     transfer: TransferHandle,
+    blobs: Blobs,
     directory: Directory,
     validators: Vec<Hotkey>,
     admitted: mpsc::Sender<Admitted>,
@@ -159,7 +164,7 @@ impl Door {
             pb::request::Kind::Submit(request) => {
                 let (watcher, events) = mpsc::channel(WATCH_QUEUED_MAX);
                 let admitted = match self.signed(request, peer.hotkey) {
-                    Ok((spec, inline)) => self.admit(spec, inline, peer.node, Some(watcher)).await,
+                    Ok((spec, inline)) => self.admit(spec, inline, &[peer.node], watcher).await,
                     Err(no) => Err(no),
                 };
                 match admitted {
@@ -209,8 +214,8 @@ impl Door {
         &self,
         spec: Signed<JobSpec>,
         inline: Option<Bytes>,
-        node: NodeId,
-        watcher: Option<Watcher>,
+        from: &[NodeId],
+        watcher: Watcher,
     ) -> Result<JobId, No> {
         self.check(&spec)?;
         let job = spec.id();
@@ -219,17 +224,15 @@ impl Door {
         if let Ruling::Refused { reason, retryable } = ruling {
             return Err(No { reason, retryable });
         }
-        let admitted = self.resolve(spec, job, inline, node).await;
-        let (submission, inline_input) = match admitted {
-            Ok(found) => found,
-            Err(no) => {
-                self.release(&job);
-                return Err(no);
-            }
-        };
-        let order = Admitted::Submit { submission: Box::new(submission), inline_input, watcher };
-        self.admitted.try_send(order).map_err(|_| elsewhere("validator is busy: its queue of submissions is full"))?;
-        Ok(job)
+        let queued = self.resolve(spec, job, inline, from).await.and_then(|(submission, inline_input)| {
+            let order = Admitted::Submit { submission: Box::new(submission), inline_input, watcher };
+            let full = "validator is busy: its queue of submissions is full";
+            self.admitted.try_send(order).map_err(|_| elsewhere(full))
+        });
+        if queued.is_err() {
+            self.release(&job);
+        }
+        queued.map(|()| job)
     }
 
     fn check(&self, spec: &JobSpec) -> Result<(), No> {
@@ -255,7 +258,7 @@ impl Door {
         spec: Signed<JobSpec>,
         job: JobId,
         inline: Option<Bytes>,
-        node: NodeId,
+        from: &[NodeId],
     ) -> Result<(Submission, Option<Bytes>), No> {
         let inline = match inline {
             Some(bytes) if bytes.len() > limit::INLINE => return Err(never("inline input is too large")),
@@ -263,20 +266,18 @@ impl Door {
                 return Err(never("inline input is not what the spec names"));
             }
             Some(bytes) => Some(bytes),
-            None if spec.input_len.0 <= limit::INLINE as u64 => {
-                return Err(never(format!("input of at most {} bytes rides in the request", limit::INLINE)));
-            }
+            // Too large for the request, or for an announcement of it.
             None => {
-                let sources = Sources::peers([node]);
+                let sources = Sources::peers(from.iter().copied());
                 let fetched = self.transfer.fetch(spec.input, spec.input_len, sources, Access::local()).await;
                 fetched.map_err(|e| elsewhere(format!("input cannot be fetched from the requester: {e}")))?;
-                None
+                if spec.input_len.0 <= limit::INLINE as u64 { Some(self.small_blob(spec.input).await?) } else { None }
             }
         };
         let environment = match &spec.program {
             Program::Builtin { name } => Environment::of_builtin(name),
             Program::Model { model, manifest, .. } => {
-                let found = self.registry.manifest_of(*model, *manifest, &[node]).await;
+                let found = self.registry.manifest_of(*model, *manifest, from).await;
                 let found = found.map_err(|e| elsewhere(format!("model {model}: {e}")))?;
                 if !spec.hardware_class.is_empty()
                     && !found.hardware_class.is_empty()
@@ -287,7 +288,7 @@ impl Door {
                         spec.hardware_class, found.hardware_class
                     )));
                 }
-                self.have(*model, *manifest, node).await;
+                self.have(*model, *manifest, from).await;
                 Environment::of_model(*model, &found)
             }
         };
@@ -295,12 +296,22 @@ impl Door {
         Ok((Submission { job, spec: Arc::new(spec), environment, rank }, inline))
     }
 
+    /// The bytes of a fetched input that is kept with its job, not as a blob.
+    async fn small_blob(&self, input: BlobId) -> Result<Bytes, No> {
+        let bytes = self.blobs.get(input, ByteCount(limit::INLINE as u64)).await;
+        let bytes = bytes.map_err(|e| elsewhere(format!("input cannot be read: {e}")))?;
+        if let Err(e) = self.blobs.remove(input).await {
+            tracing::debug!(blob = %input, error = %e, "blob not removed");
+        }
+        Ok(bytes)
+    }
+
     /// Gets the model's files: this validator audits with them, and miners that lack them are sent to it. A model that
     /// takes long is fetched on, while the job goes its way.
-    async fn have(&self, model: ModelId, manifest: BlobId, from: NodeId) {
-        let registry = self.registry.clone();
+    async fn have(&self, model: ModelId, manifest: BlobId, from: &[NodeId]) {
+        let (registry, from) = (self.registry.clone(), from.to_vec());
         let fetch = async move {
-            if let Err(e) = registry.local(model, manifest, vec![from]).await {
+            if let Err(e) = registry.local(model, manifest, from).await {
                 tracing::info!(%model, error = %e, "model not fetched yet");
             }
         };
@@ -343,30 +354,52 @@ impl Door {
             let Ok(place) = room.clone().try_acquire_owned() else { continue };
             let door = self.clone();
             self.tasks.spawn("announced-job", async move {
-                door.claim(spec, inline_input, message.from).await;
+                let taken = door.claim(spec, inline_input, message.from).await;
                 drop(place);
+                if let Some((job, mut events)) = taken {
+                    // Nobody is told: the requester asks. The channel ends with the job.
+                    while events.recv().await.is_some() {}
+                    door.release(&job);
+                }
             });
         }
     }
 
-    /// Waits for this validator's turn at an announced job, and takes it unless another has.
-    async fn claim(&self, spec: Signed<JobSpec>, inline: Option<Bytes>, from: NodeId) {
+    /// Waits for this validator's turn at an announced job, and takes it unless another has. The events of a job that was
+    /// taken, which end with it.
+    async fn claim(
+        &self,
+        spec: Signed<JobSpec>,
+        inline: Option<Bytes>,
+        neighbour: NodeId,
+    ) -> Option<(JobId, mpsc::Receiver<Event>)> {
         let job = spec.id();
         let order = self.order(&job);
         let own = self.net.local().hotkey;
-        let Some(rank) = order.iter().position(|h| *h == own) else { return };
+        let rank = order.iter().position(|h| *h == own)?;
         tokio::select! {
-            () = self.tasks.token().cancelled_owned() => return,
+            () = self.tasks.token().cancelled_owned() => return None,
             () = tokio::time::sleep(CLAIM_AFTER * u32::try_from(rank).unwrap_or(u32::MAX)) => {}
         }
         for earlier in &order[..rank] {
             if self.has(earlier, &job).await {
-                return;
+                return None;
             }
         }
-        match self.admit(spec, inline, from, None).await {
-            Ok(job) => tracing::info!(%job, rank, "took an announced job"),
-            Err(no) => tracing::debug!(%job, reason = %no.reason, "announced job not taken"),
+        // The requester's own nodes, where they are connected, have the input and the model.
+        let view = self.directory.snapshot();
+        let requester = view.peers.values().filter(|p| p.hotkey == spec.requester()).map(|p| p.node);
+        let from: Vec<NodeId> = requester.chain([neighbour]).take(ANNOUNCED_SOURCES_MAX).collect();
+        let (watcher, events) = mpsc::channel(WATCH_QUEUED_MAX);
+        match self.admit(spec, inline, &from, watcher).await {
+            Ok(job) => {
+                tracing::info!(%job, rank, "took an announced job");
+                Some((job, events))
+            }
+            Err(no) => {
+                tracing::debug!(%job, reason = %no.reason, "announced job not taken");
+                None
+            }
         }
     }
 

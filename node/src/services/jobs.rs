@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::{HotkeyPair, Network, Signed};
 use sundara_proto::id::{BlobId, Hotkey, JobId};
 use sundara_proto::job::{JobSpec, Limits, Program};
+use sundara_proto::names::Topic;
 use sundara_proto::pb;
 use sundara_proto::units::{BlockNumber, ByteCount, UnixMillis};
 use sundara_proto::wire::limit;
@@ -28,7 +29,7 @@ use crate::api::jobs::{
     JobEvent, JobFailure, JobInput, JobOrder, JobPhase, JobResult, JobSummary, ProgramRef, SubmitError,
 };
 use crate::blobs::{Access, Blobs, ImportMode, Reader, Sources, TransferHandle};
-use crate::net::NetHandle;
+use crate::net::{GossipError, NetHandle};
 use crate::service::Tasks;
 use crate::services::directory::Directory;
 use crate::services::registry::RegistryHandle;
@@ -173,9 +174,9 @@ impl JobsClient {
         };
         let spec = Signed::sign(&inner.network, &inner.key, spec);
         if order.announce {
-            return inner.announce(spec, inline_input, now).await;
+            inner.serve_input(&spec, inline_input.as_ref()).await?;
         }
-        let job = Arc::new(Tracked::new(spec, inline_input, now));
+        let job = Arc::new(Tracked::new(spec, inline_input, order.announce, now));
         inner.admit(&job)?;
         inner.tasks.spawn("job", drive::drive(inner.clone(), job.clone()));
         Ok(job)
@@ -220,6 +221,11 @@ impl JobsClient {
         self.inner.transfer.fetch(blob, len, sources, mine).await.map_err(|e| gone(e.to_string()))?;
         self.inner.blobs.get(blob, limit::INPUT).await.map_err(|e| gone(e.to_string()))
     }
+}
+
+/// What goes on gossip.
+fn announcement(spec: &Signed<JobSpec>, inline_input: Option<Bytes>) -> pb::JobRequest {
+    pb::JobRequest { spec: Some(spec.to_wire()), inline_input, announce: true }
 }
 
 /// Refuses what no validator would take.
@@ -373,29 +379,37 @@ impl Inner {
         }
     }
 
-    /// Puts the request on gossip and leaves: the job is this node's no longer.
-    async fn announce(
-        &self,
-        spec: Signed<JobSpec>,
-        inline_input: Option<Bytes>,
-        now: UnixMillis,
-    ) -> Result<Arc<Tracked>, SubmitError> {
-        let request = pb::JobRequest { spec: Some(spec.to_wire()), inline_input: inline_input.clone(), announce: true };
+    /// Makes an input that does not fit into an announcement fetchable by those whose verdict is believed.
+    async fn serve_input(&self, spec: &Signed<JobSpec>, inline_input: Option<&Bytes>) -> Result<(), SubmitError> {
+        let Some(input) = inline_input else { return Ok(()) };
+        if announcement(spec, Some(input.clone())).encoded_len() <= limit::GOSSIP_JOB {
+            return Ok(());
+        }
+        if announcement(spec, None).encoded_len() > limit::GOSSIP_JOB {
+            let reason = format!("an announced request holds at most {} bytes: send fewer params", limit::GOSSIP_JOB);
+            return Err(SubmitError::Order(reason));
+        }
+        let readers = Access::only(self.config.trusted_validators.iter().map(|h| Reader::Hotkey(*h)));
+        self.blobs.put(input.clone(), readers).await.map_err(|e| SubmitError::Input(e.to_string()))?;
+        Ok(())
+    }
+
+    /// Puts the request on gossip, for a validator that this node does not reach. The input rides along where it fits;
+    /// else it is fetched from here.
+    async fn announce(&self, job: &Tracked) -> Result<(), String> {
+        let mut request = announcement(&job.spec, job.inline_input.clone());
+        if request.encoded_len() > limit::GOSSIP_JOB {
+            request.inline_input = None;
+        }
         let len = request.encoded_len();
         if len > limit::GOSSIP_JOB {
-            return Err(SubmitError::Order(format!(
-                "an announced request of {len} bytes exceeds {}: stay for the result instead",
-                limit::GOSSIP_JOB
-            )));
+            return Err(format!("a request of {len} bytes does not fit into an announcement"));
         }
         let gossip = pb::Gossip { kind: Some(pb::gossip::Kind::Job(request)) };
-        self.net
-            .publish(sundara_proto::names::Topic::Jobs, gossip)
-            .await
-            .map_err(|e| SubmitError::Order(format!("cannot be announced: {e}")))?;
-        let job = Arc::new(Tracked::new(spec, inline_input, now));
-        self.admit(&job)?;
-        Ok(job)
+        match self.net.publish(Topic::Jobs, gossip).await {
+            Ok(()) | Err(GossipError::Duplicate) => Ok(()),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     fn note_waiting(&self, reason: Option<String>) {

@@ -99,7 +99,7 @@ impl LiveJobs {
     }
 
     /// A submission that the machine will be told next. Known jobs gain a watcher.
-    pub(crate) fn submitted(&mut self, submission: &Submission, inline: Option<Bytes>, watcher: Option<Watcher>) {
+    pub(crate) fn submitted(&mut self, submission: &Submission, inline: Option<Bytes>, watcher: Watcher) {
         let len = inline.as_ref().map_or(0, Bytes::len);
         let room = self.held + len <= INLINE_HELD_MAX;
         let live = self.jobs.entry(submission.job).or_insert_with(|| {
@@ -114,11 +114,9 @@ impl LiveJobs {
                 audit: None,
             }
         });
-        if let Some(watcher) = watcher {
-            live.watchers.retain(|w| !w.is_closed());
-            if live.watchers.len() < WATCHERS_MAX {
-                live.watchers.push(watcher);
-            }
+        live.watchers.retain(|w| !w.is_closed());
+        if live.watchers.len() < WATCHERS_MAX {
+            live.watchers.push(watcher);
         }
         if !room {
             tracing::debug!(job = %submission.job, held = self.held, "inputs in memory are at their limit");

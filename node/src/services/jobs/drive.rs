@@ -7,11 +7,15 @@
 //!        └────────┴── next candidate; after the last, wait a little and begin again, until not_after
 //! ```
 //!
+//! Where no candidate is connected, the request goes on gossip, for whichever validator hears of it. So does an announced
+//! one, at once; its validators are then only asked whether they have it (`watch`), never to begin it, and the first that
+//! has it is followed like any other.
+//!
 //! Submitting twice is harmless: the job's id is the digest of what was signed, so a validator that knows it attaches the
 //! requester to the same job.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sundara_proto::crypto::Signed;
@@ -29,6 +33,8 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(5);
 /// Pause before all candidates are asked again; doubles up to [`ROUND_PAUSE_MAX`].
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A request that nobody has taken is announced again this often; gossip forgets what it has seen after a minute.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(90);
 /// A validator that says nothing for the job's wall limit and this much more is passed over: it covers queueing,
 /// offers, image start and an audit of the same length.
 const SILENCE_MARGIN: Duration = Duration::from_secs(60);
@@ -59,9 +65,20 @@ pub(super) async fn drive(inner: Arc<Inner>, job: Arc<Tracked>) {
 async fn rounds(inner: &Arc<Inner>, job: &Arc<Tracked>) -> JobEvent {
     let mut pause = ROUND_PAUSE;
     let mut silent_owner: Option<Hotkey> = None;
+    let mut announced: Option<Instant> = None;
     loop {
         let mut last = None;
-        for (validator, node) in candidates(inner, job, silent_owner) {
+        let candidates = candidates(inner, job, silent_owner);
+        if (job.announced || candidates.is_empty()) && announced.is_none_or(|at| at.elapsed() >= ANNOUNCE_EVERY) {
+            match inner.announce(job).await {
+                Ok(()) => announced = Some(Instant::now()),
+                Err(reason) => last = Some(format!("cannot be announced: {reason}")),
+            }
+        }
+        for (validator, node) in candidates {
+            if job.announced && !has(inner, job, node).await {
+                continue;
+            }
             match ask(inner, job, validator, node).await {
                 Ok(event) => return event,
                 Err(Turn::Refused(reason)) => return JobEvent::Failed(JobFailure::Refused(reason)),
@@ -72,10 +89,22 @@ async fn rounds(inner: &Arc<Inner>, job: &Arc<Tracked>) -> JobEvent {
                 }
             }
         }
+        if last.is_none() && announced.is_some() {
+            last = Some("it was announced, and no validator that is connected has taken it".to_owned());
+        }
         inner.note_waiting(last);
         inner.directory_changed(pause).await;
         pause = (pause * 2).min(ROUND_PAUSE_MAX);
     }
+}
+
+/// Whether a validator says that it has the job.
+async fn has(inner: &Inner, job: &Tracked, node: NodeId) -> bool {
+    let request = pb::request::Kind::Watch(pb::WatchJob { job: job.id().into() });
+    let answer = tokio::time::timeout(ACKNOWLEDGE_WITHIN, inner.net.request_one(node, request)).await;
+    // The first answer says it; dropping the rest ends the watch.
+    let Ok(Ok(pb::response::Kind::Job(pb::JobEvent { kind: Some(event) }))) = answer else { return false };
+    matches!(event, pb::job_event::Kind::Acknowledged(_))
 }
 
 /// Trusted validators that can be reached, in the job's owner order; one that just fell silent goes last.

@@ -25,6 +25,8 @@ pub(crate) struct Tracked {
     id: JobId,
     pub(super) spec: Signed<JobSpec>,
     pub(super) inline_input: Option<Bytes>,
+    /// It went to whoever takes it, over gossip; no validator is asked to begin it.
+    pub(super) announced: bool,
     pub(super) submitted_at: UnixMillis,
     pub(super) submitted: Instant,
     state: Mutex<State>,
@@ -45,11 +47,17 @@ struct State {
 }
 
 impl Tracked {
-    pub(super) fn new(spec: Signed<JobSpec>, inline_input: Option<Bytes>, submitted_at: UnixMillis) -> Self {
+    pub(super) fn new(
+        spec: Signed<JobSpec>,
+        inline_input: Option<Bytes>,
+        announced: bool,
+        submitted_at: UnixMillis,
+    ) -> Self {
         Self {
             id: spec.id(),
             spec,
             inline_input,
+            announced,
             submitted_at,
             submitted: Instant::now(),
             state: Mutex::new(State {
