@@ -237,3 +237,18 @@ async fn a_request_that_reaches_no_validator_goes_on_gossip() {
     within(apart.shutdown()).await;
     within(testnet.shutdown()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_validator_starts_again_with_what_it_knows_of_its_miners() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let testnet = within(Testnet::builder().miners(2).seed(5).data_dir(dir.path()).start()).await.unwrap();
+        // New miners are audited at every job: each leaves a count of clean audits.
+        for _ in 0..3 {
+            let order = JobOrder::builtin("echo").input("hello").replicas(1);
+            let result = within(testnet.client().jobs().submit(order).await.unwrap().result()).await.unwrap();
+            assert_eq!(*result.kind(), VerdictKind::Audited);
+        }
+        within(testnet.shutdown()).await;
+    }
+}

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::{HotkeyPair, Network};
 use sundara_proto::id::{BlobId, Digest, Hotkey, JobId};
@@ -244,17 +245,18 @@ impl Dispatch {
             }
             dispatch.take(Input::Restored { job, record: Box::new(record) });
         })?;
-        self.each(&MINERS, |dispatch, key, record: MinerRecord| {
-            if key.len() == 32 {
-                dispatch.take(Input::RestoredMiner(Box::new(record)));
-            }
-        })?;
+        // Two kinds of records, told apart by their keys.
         let mut range = Some(KeyRange::all());
         while let Some(r) = range {
             let page = self.store.scan(Keyspace::Scores, &r, crate::store::MAX_SCAN_RECORDS)?;
             for (key, value) in page.items {
-                if let Some(clean) = perform::clean_from(&key, &value) {
-                    self.take(Input::RestoredClean(clean));
+                let input = match key.len() {
+                    32 => MinerRecord::decode(value).ok().map(|record| Input::RestoredMiner(Box::new(record))),
+                    _ => perform::clean_from(&key, &value).map(Input::RestoredClean),
+                };
+                match input {
+                    Some(input) => self.take(input),
+                    None => tracing::error!("a record of a miner's trust is unreadable; the miner begins anew"),
                 }
             }
             range = page.next;
