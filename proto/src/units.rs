@@ -1,6 +1,7 @@
 //! Units as types, so that two numbers of one kind cannot be mixed up.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -48,8 +49,6 @@ impl fmt::Display for ByteCount {
 pub struct UnixMillis(pub u64);
 
 impl UnixMillis {
-    /// Length of an epoch where no chain counts blocks.
-    pub const EPOCH_MS: u64 = 600_000;
     /// How far two wall clocks may differ before it is named as an error.
     pub const SKEW_MAX: Duration = Duration::from_secs(2);
 
@@ -61,9 +60,41 @@ impl UnixMillis {
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
-    /// Epoch number where there is no chain: floor(unix_ms / 600000).
-    pub fn epoch(self) -> u64 {
-        self.0 / Self::EPOCH_MS
+}
+
+/// How long an epoch lasts where no chain counts blocks, in milliseconds. One of the whole mesh: nodes that differ in it
+/// count different epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EpochLength(NonZeroU64);
+
+impl EpochLength {
+    /// So many milliseconds; `None` for zero.
+    pub fn from_ms(ms: u64) -> Option<Self> {
+        NonZeroU64::new(ms).map(Self)
+    }
+    /// The epoch of a moment: floor(unix_ms / length).
+    pub fn epoch(self, at: UnixMillis) -> u64 {
+        at.0 / self.0
+    }
+    /// When an epoch begins; saturating.
+    pub fn begin(self, epoch: u64) -> UnixMillis {
+        UnixMillis(epoch.saturating_mul(self.0.get()))
+    }
+    /// How long it lasts.
+    pub fn duration(self) -> Duration {
+        Duration::from_millis(self.0.get())
+    }
+}
+
+impl Default for EpochLength {
+    /// Ten minutes, as protocol.md has it.
+    fn default() -> Self {
+        const TEN_MINUTES: NonZeroU64 = match NonZeroU64::new(600_000) {
+            Some(ms) => ms,
+            None => NonZeroU64::MIN,
+        };
+        Self(TEN_MINUTES)
     }
 }
 
@@ -75,6 +106,15 @@ pub struct BlockNumber(pub u64);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn epochs_are_counted_from_1970() {
+        let epochs = EpochLength::default();
+        assert_eq!(epochs.duration(), Duration::from_secs(600));
+        assert_eq!(epochs.epoch(UnixMillis(1_750_000_000_000)), 2_916_666);
+        assert_eq!(epochs.begin(2_916_666), UnixMillis(1_749_999_600_000));
+        assert_eq!(EpochLength::from_ms(0), None);
+    }
 
     #[test]
     fn byte_counts_read_well() {

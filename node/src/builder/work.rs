@@ -87,6 +87,7 @@ impl Assembly {
         batches::start(BatchesParts {
             config: self.config.batches.clone(),
             network: self.network,
+            epoch_length: self.config.network.epoch_ms,
             key: self.hotkey.clone(),
             net: ports.net.clone(),
             store: ports.store.clone(),
@@ -222,7 +223,7 @@ impl Assembly {
         miners: mpsc::Receiver<crate::domain::schedule::MinerProfile>,
     ) -> Result<DispatchHandle, StartError> {
         let data = |e: &dyn std::fmt::Display| StartError::Data(e.to_string());
-        let epochs = audit::epochs(&ports.store).await.map_err(|e| data(&e))?;
+        let epochs = audit::epochs(&ports.store, self.config.network.epoch_ms).await.map_err(|e| data(&e))?;
         let (orders_tx, orders) = mpsc::channel(AUDITS_QUEUED_MAX);
         let (news, audit_news) = mpsc::channel(AUDIT_NEWS_QUEUED_MAX);
         let (admitted_tx, admitted) = mpsc::channel(ADMITTED_QUEUED_MAX);
@@ -248,6 +249,7 @@ impl Assembly {
         audit::start(
             AuditParts {
                 network: self.network,
+                epoch_length: self.config.network.epoch_ms,
                 key: self.hotkey.clone(),
                 net: ports.net.clone(),
                 store: ports.store.clone(),

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sundara_proto::id::{Digest, Hotkey};
+use sundara_proto::units::EpochLength;
 
 use super::layers::{ConfigError, Layers, Origin, read_toml};
 
@@ -31,6 +32,9 @@ pub struct NetworkFile {
     /// BLAKE3 of the incentive file in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incentive: Option<Digest>,
+    /// Length of its epochs in milliseconds, where no chain counts blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch_ms: Option<EpochLength>,
     /// Validators whose verdicts are believed without a chain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trusted_validators: Vec<Hotkey>,
@@ -64,6 +68,7 @@ impl NetworkFile {
         set("network.netuid", self.netuid.map(|netuid| json!(netuid)));
         set("network.chain", self.chain.as_ref().map(|chain| json!(chain)));
         set("network.incentive", self.incentive.map(|digest| json!(digest)));
+        set("network.epoch_ms", self.epoch_ms.map(|length| json!(length)));
         set("net.bootstrap", (!self.bootstrap.is_empty()).then(|| json!(self.bootstrap)));
         let trusted = &self.trusted_validators;
         set("jobs.trusted_validators", (!trusted.is_empty()).then(|| json!(trusted)));

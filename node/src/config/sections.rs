@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::Network;
 use sundara_proto::id::Digest;
+use sundara_proto::units::EpochLength;
 
 use crate::presets::Role;
 
@@ -68,11 +69,20 @@ pub struct NetworkConfig {
     pub chain: Option<String>,
     /// BLAKE3 of the incentive file in force; none for the built-in one.
     pub incentive: Option<Digest>,
+    /// Length of an epoch in milliseconds where no chain counts blocks; the same at every node of the mesh.
+    pub epoch_ms: EpochLength,
 }
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { name: "sundara-local".into(), genesis: None, netuid: 1, chain: None, incentive: None }
+        Self {
+            name: "sundara-local".into(),
+            genesis: None,
+            netuid: 1,
+            chain: None,
+            incentive: None,
+            epoch_ms: EpochLength::default(),
+        }
     }
 }
 

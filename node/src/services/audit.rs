@@ -13,7 +13,7 @@ use sundara_proto::crypto::{HotkeyPair, Network, Signed};
 use sundara_proto::id::EngineId;
 use sundara_proto::names::Topic;
 use sundara_proto::pb;
-use sundara_proto::units::UnixMillis;
+use sundara_proto::units::EpochLength;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(60);
 /// What the service needs from the rest of the node.
 pub(crate) struct AuditParts {
     pub(crate) network: Network,
+    /// Of the mesh.
+    pub(crate) epoch_length: EpochLength,
     pub(crate) key: HotkeyPair,
     pub(crate) net: NetHandle,
     pub(crate) store: SharedStore,
@@ -56,8 +58,8 @@ struct StoredSecret {
 ///
 /// # Errors
 /// When the store cannot be read or written.
-pub(crate) async fn epochs(store: &SharedStore) -> Result<Epochs, StoreError> {
-    let now = wall_now().epoch();
+pub(crate) async fn epochs(store: &SharedStore, length: EpochLength) -> Result<Epochs, StoreError> {
+    let now = length.epoch(wall_now());
     let from = now.saturating_sub(1).to_be_bytes();
     let page = store.scan(Keyspace::Epochs, &KeyRange::all().from(&from), 8)?;
     let stored: Vec<EpochSecret> = page.items.iter().filter_map(|(key, value)| secret_from(key, value)).collect();
@@ -87,8 +89,8 @@ async fn keep(store: &SharedStore, epochs: &Epochs) -> Result<(), StoreError> {
 
 /// Starts the service; it ends with its tasks.
 pub(crate) fn start(parts: AuditParts, epochs: Epochs) {
-    let AuditParts { network, key, net, store, pool, orders, news, tasks } = parts;
-    let clock = Clock { network, key, net: net.clone(), store, news: news.clone(), epochs };
+    let AuditParts { network, epoch_length, key, net, store, pool, orders, news, tasks } = parts;
+    let clock = Clock { network, length: epoch_length, key, net: net.clone(), store, news: news.clone(), epochs };
     tasks.spawn("epochs", clock.run(tasks.token()));
     tasks.spawn("engines", follow_engines(pool.engines(), news.clone(), tasks.token()));
     let runner = Runner { net, pool, news, tasks: tasks.clone() };
@@ -97,6 +99,7 @@ pub(crate) fn start(parts: AuditParts, epochs: Epochs) {
 
 struct Clock {
     network: Network,
+    length: EpochLength,
     key: HotkeyPair,
     net: NetHandle,
     store: SharedStore,
@@ -109,12 +112,12 @@ impl Clock {
         self.announce(true).await;
         loop {
             let now = wall_now();
-            let next = UnixMillis((self.epochs.current().epoch + 1) * UnixMillis::EPOCH_MS);
+            let next = self.length.begin(self.epochs.current().epoch + 1);
             tokio::select! {
                 () = token.cancelled() => return,
                 () = tokio::time::sleep(now.until(next).min(ANNOUNCE_EVERY)) => {}
             }
-            if self.epochs.turn(wall_now().epoch(), [rand::random(), rand::random()]) {
+            if self.epochs.turn(self.length.epoch(wall_now()), [rand::random(), rand::random()]) {
                 if let Err(e) = keep(&self.store, &self.epochs).await {
                     // Not published, so nothing is promised; the next turn of the loop tries again.
                     tracing::error!(error = %e, "audit secrets could not be kept");

@@ -18,6 +18,7 @@ use sundara_proto::id::{Digest, Hotkey};
 use sundara_proto::names::Topic;
 use sundara_proto::pb;
 use sundara_proto::rules::merkle;
+use sundara_proto::units::EpochLength;
 use sundara_proto::verdict::Verdict;
 use sundara_proto::wire::{WireMessage as _, limit};
 use tokio::sync::mpsc;
@@ -42,7 +43,7 @@ const RETAIN_STEP: usize = 256;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct BatchesConfig {
-    /// Epochs (10 minutes without a chain) that pages are kept and served after they were made.
+    /// Epochs (network.epoch_ms without a chain) that pages are kept and served after they were made.
     pub keep_epochs: u64,
 }
 
@@ -66,6 +67,8 @@ const TIP_KEY: &[u8] = b"batches/tip";
 pub(crate) struct BatchesParts {
     pub(crate) config: BatchesConfig,
     pub(crate) network: Network,
+    /// Of the mesh.
+    pub(crate) epoch_length: EpochLength,
     pub(crate) key: HotkeyPair,
     pub(crate) net: NetHandle,
     pub(crate) store: SharedStore,
@@ -82,17 +85,18 @@ pub(crate) fn start(parts: BatchesParts) -> Result<(), StoreError> {
         None => Tip::default(),
     };
     let tasks = parts.tasks.clone();
-    let BatchesParts { config, network, key, net, store, entries, requests, .. } = parts;
+    let BatchesParts { config, network, epoch_length: length, key, net, store, entries, requests, .. } = parts;
     let open: Vec<Staged> = entries.left_over;
-    let writer = Writer { config, network, key, net, store: store.clone(), tip, open };
+    let writer = Writer { config, network, length, key, net, store: store.clone(), tip, open };
     tasks.spawn("pages", writer.run(entries.rx, tasks.token()));
-    tasks.spawn("serve", serve(store, requests, tasks.token()));
+    tasks.spawn("serve", serve(store, length, requests, tasks.token()));
     Ok(())
 }
 
 struct Writer {
     config: BatchesConfig,
     network: Network,
+    length: EpochLength,
     key: HotkeyPair,
     net: NetHandle,
     store: SharedStore,
@@ -141,7 +145,7 @@ impl Writer {
         let now = wall_now();
         let value = Batch {
             network: self.network,
-            epoch: now.epoch(),
+            epoch: self.length.epoch(now),
             sequence: self.tip.next_sequence,
             root,
             count: u32::try_from(taken.len()).unwrap_or(u32::MAX),
@@ -217,14 +221,19 @@ fn page_value(epoch: u64, page: &pb::Page) -> Vec<u8> {
     value
 }
 
-async fn serve(store: SharedStore, mut requests: mpsc::Receiver<Inbound>, token: tokio_util::sync::CancellationToken) {
+async fn serve(
+    store: SharedStore,
+    length: EpochLength,
+    mut requests: mpsc::Receiver<Inbound>,
+    token: tokio_util::sync::CancellationToken,
+) {
     loop {
         let inbound = tokio::select! {
             () = token.cancelled() => return,
             inbound = requests.recv() => match inbound { Some(inbound) => inbound, None => return },
         };
         let answer = match &inbound.request {
-            pb::request::Kind::Page(request) => page_for(&store, request, inbound.peer.hotkey),
+            pb::request::Kind::Page(request) => page_for(&store, length, request, inbound.peer.hotkey),
             _ => Err((FailureCode::NotServed, "not a request for a page".to_owned())),
         };
         match answer {
@@ -237,7 +246,12 @@ async fn serve(store: SharedStore, mut requests: mpsc::Receiver<Inbound>, token:
     }
 }
 
-fn page_for(store: &SharedStore, request: &pb::PageRequest, asker: Hotkey) -> Result<pb::Page, (FailureCode, String)> {
+fn page_for(
+    store: &SharedStore,
+    length: EpochLength,
+    request: &pb::PageRequest,
+    asker: Hotkey,
+) -> Result<pb::Page, (FailureCode, String)> {
     let unknown = || (FailureCode::Forbidden, "no such page, or it is not open to you yet".to_owned());
     let value = store
         .get(Keyspace::Pages, &request.root)
@@ -246,7 +260,7 @@ fn page_for(store: &SharedStore, request: &pb::PageRequest, asker: Hotkey) -> Re
     let (epoch, page) = value.split_at_checked(8).ok_or_else(unknown)?;
     let epoch = u64::from_be_bytes(epoch.try_into().map_err(|_| unknown())?);
     let page = pb::Page::decode(page).map_err(|e| (FailureCode::Internal, e.to_string()))?;
-    let open = wall_now().epoch() >= epoch.saturating_add(OPEN_AFTER_EPOCHS);
+    let open = length.epoch(wall_now()) >= epoch.saturating_add(OPEN_AFTER_EPOCHS);
     if open {
         return Ok(page);
     }
