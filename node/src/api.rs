@@ -16,10 +16,11 @@ use sundara_proto::id::{Hotkey, NodeId};
 
 use crate::builder::{NodeBuilder, Parts};
 use crate::net::PeerStatus;
-#[cfg(feature = "executor")]
+use crate::services::casebook;
 use crate::store::StoreError;
 
 pub use crate::builder::StartError;
+pub use crate::services::casebook::Case;
 #[cfg(feature = "executor")]
 pub use crate::services::{
     miner::{LoggedOffer, OfferState},
@@ -98,6 +99,14 @@ impl Node {
     /// When a metric cannot be written, a mistake in our own code.
     pub async fn metrics(&self) -> Result<String, std::fmt::Error> {
         metrics::text(&self.parts, &self.status().await)
+    }
+
+    /// Evidence of offences, found by this node or proven by others, newest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn evidence(&self, limit: usize) -> Result<Vec<Case>, StoreError> {
+        casebook::list(self.parts.store.as_ref(), limit)
     }
 
     /// Whether it takes offers.

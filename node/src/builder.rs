@@ -13,6 +13,7 @@ use sundara_chain::keys;
 use sundara_proto::cert::Certificate;
 use sundara_proto::crypto::{HotkeyPair, Network, NodeKeyPair, Signed};
 use sundara_proto::id::Hotkey;
+use tokio::sync::mpsc;
 
 use crate::api::Node;
 use crate::blobs::{Blobs, TransferHandle, transfer_channel};
@@ -22,6 +23,7 @@ use crate::presets::{self, Bundle, Role};
 use crate::service::{Tasks, wall_now};
 use crate::services::directory::Directory;
 use crate::services::jobs::{JobsClient, JobsClientParts};
+use crate::services::proofs;
 use crate::services::registry::{self, RegistryHandle};
 use crate::services::transfer;
 #[cfg(feature = "executor")]
@@ -30,6 +32,8 @@ use crate::store::{MemoryStore, SharedStore, SledStore};
 
 /// How long a node's certificate holds. It is renewed at half of it.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Convictions on their way to scheduling; a proof is kept before it is told, and a full queue holds gossip back.
+const CONVICTED_QUEUED_MAX: usize = 64;
 
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -352,8 +356,21 @@ impl Assembly {
             tasks: tasks.child("jobs"),
         });
         let ports = Ports { net, store, blobs, transfer, registry, directory };
+        let (convicted_tx, convicted) = mpsc::channel(CONVICTED_QUEUED_MAX);
+        proofs::start(proofs::ProofsParts {
+            config: self.config.evidence.clone(),
+            net: ports.net.clone(),
+            store: ports.store.clone(),
+            trusted: self.config.jobs.trusted_validators.clone(),
+            convicted: self.bundle.validator.then_some(convicted_tx),
+            tasks: tasks.child("proofs"),
+        })
+        .await
+        .map_err(|e| data(&e))?;
         #[cfg(feature = "executor")]
-        let work = self.work(&ports, &tasks).await?;
+        let work = self.work(&ports, convicted, &tasks).await?;
+        #[cfg(not(feature = "executor"))]
+        drop(convicted);
         Ok(Parts {
             config: self.config,
             key: self.hotkey,

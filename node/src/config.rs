@@ -22,7 +22,7 @@ use crate::presets::Role;
 pub use crate::services::{
     batches::BatchesConfig, executor::ExecutorConfig, intake::IntakeConfig, miner::MinerConfig, work::pool::PoolConfig,
 };
-pub use crate::services::{jobs::JobsConfig, registry::RegistryConfig, transfer::TransferConfig};
+pub use crate::services::{casebook::EvidenceConfig, jobs::JobsConfig, registry::RegistryConfig, transfer::TransferConfig};
 pub use http::HttpConfig;
 pub use layers::{ConfigError, Layers, Origin, Resolved, Shown};
 pub use network_file::NetworkFile;
@@ -53,6 +53,8 @@ pub struct Config {
     pub transfer: TransferConfig,
     /// Models that this node publishes and knows of.
     pub registry: RegistryConfig,
+    /// Evidence of offences.
+    pub evidence: EvidenceConfig,
     /// Jobs that this node runs.
     #[cfg(feature = "executor")]
     pub executor: ExecutorConfig,

@@ -7,6 +7,7 @@ pub(crate) mod adverts;
 pub(crate) mod audit;
 #[cfg(feature = "executor")]
 pub(crate) mod batches;
+pub(crate) mod casebook;
 pub(crate) mod directory;
 #[cfg(feature = "executor")]
 pub(crate) mod dispatch;
@@ -19,6 +20,7 @@ pub(crate) mod intake;
 pub(crate) mod jobs;
 #[cfg(feature = "executor")]
 pub(crate) mod miner;
+pub(crate) mod proofs;
 pub(crate) mod registry;
 pub(crate) mod transfer;
 #[cfg(feature = "executor")]
@@ -95,6 +97,17 @@ pub(crate) struct AuditOrder {
     pub(crate) deadline: Duration,
     /// Cancelled when nobody wants it any more.
     pub(crate) cancel: CancellationToken,
+}
+
+/// A miner that a trusted validator's fraud proof names, on its way to scheduling.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Convicted {
+    /// Who is to be dropped.
+    pub(crate) miner: Hotkey,
+    /// Whose word it is.
+    pub(crate) accuser: Hotkey,
+    /// Over which job.
+    pub(crate) job: JobId,
 }
 
 /// What the audit service tells dispatch.

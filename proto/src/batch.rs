@@ -239,6 +239,28 @@ impl Payload for FraudProof {
     const SCHEME: Scheme = Scheme::Sr25519;
 }
 
+impl Signed<FraudProof> {
+    /// Who says so.
+    pub fn accuser(&self) -> Hotkey {
+        Hotkey(self.signer())
+    }
+
+    /// As [`FraudProof::check`], and that the reference is the accuser's own: by an executor that it certified.
+    pub fn check(&self) -> Option<Hotkey> {
+        let reference = crate::attestation::verify_attestation(&self.network, self.reference.clone()).ok()?;
+        (reference.1.owner() == self.accuser()).then(|| self.value().check()).flatten()
+    }
+
+    /// The accused miner, the job and the attempt, read without checking a signature.
+    pub fn about(&self) -> Option<(Hotkey, JobId, u32)> {
+        let accused = Hotkey::try_from(self.accused.countersignature.as_ref()?.signer.as_ref()).ok()?;
+        let attested = self.accused.attestation.clone()?;
+        let attempt = Signed::<crate::attestation::Attestation>::trusted(attested).ok()?.attempt;
+        let spec = Signed::<crate::job::JobSpec>::trusted(self.spec.clone()).ok()?;
+        Some((accused, spec.id(), attempt))
+    }
+}
+
 impl FraudProof {
     /// Checks everything that needs no execution: all signatures, one job and environment, two different results.
     /// Returns the accused miner.

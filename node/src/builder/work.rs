@@ -10,6 +10,7 @@ use sundara_runtime::{BuiltinRuntime, RuntimeSet, WasmConfig, WasmRuntime};
 use tokio::sync::{mpsc, watch};
 
 use super::{Assembly, Ports, StartError};
+use crate::domain::schedule::MinerProfile;
 use crate::net::RequestKind;
 use crate::service::{Tasks, Workers};
 use crate::services::adverts::{self, AdvertsHandle, AdvertsParts};
@@ -24,7 +25,7 @@ use crate::services::registry::RegistryHandle;
 use crate::services::work::ExecutorHandle;
 use crate::services::work::certs::{self, CertSlot};
 use crate::services::work::pool::{Pool, PoolParts};
-use crate::services::{ADMITTED_QUEUED_MAX, EntrySender, entries};
+use crate::services::{ADMITTED_QUEUED_MAX, Convicted, EntrySender, entries};
 
 /// Audits that wait for the validator's own executors.
 const AUDITS_QUEUED_MAX: usize = 1_024;
@@ -64,7 +65,12 @@ impl Work {
 
 impl Assembly {
     /// Starts what the roles add to a light node.
-    pub(super) async fn work(&self, ports: &Ports, tasks: &Tasks) -> Result<Work, StartError> {
+    pub(super) async fn work(
+        &self,
+        ports: &Ports,
+        convicted: mpsc::Receiver<Convicted>,
+        tasks: &Tasks,
+    ) -> Result<Work, StartError> {
         let data = |e: &dyn std::fmt::Display| StartError::Data(e.to_string());
         let mut work = Work::default();
         if self.bundle.executor {
@@ -98,7 +104,8 @@ impl Assembly {
         .map_err(|e| data(&e))?;
         let (miners_tx, miners_rx) = mpsc::channel(MINERS_QUEUED_MAX);
         if self.bundle.validator {
-            let dispatch = self.validator(ports, tasks, &pool, entries_tx.clone(), miners_rx).await?;
+            let feeds = (miners_rx, convicted);
+            let dispatch = self.validator(ports, tasks, &pool, entries_tx.clone(), feeds).await?;
             work.dispatch = Some(dispatch);
         }
         if self.bundle.miner {
@@ -220,7 +227,7 @@ impl Assembly {
         tasks: &Tasks,
         pool: &Pool,
         entries: EntrySender,
-        miners: mpsc::Receiver<crate::domain::schedule::MinerProfile>,
+        (miners, convicted): (mpsc::Receiver<MinerProfile>, mpsc::Receiver<Convicted>),
     ) -> Result<DispatchHandle, StartError> {
         let data = |e: &dyn std::fmt::Display| StartError::Data(e.to_string());
         let epochs = audit::epochs(&ports.store, self.config.network.epoch_ms).await.map_err(|e| data(&e))?;
@@ -242,6 +249,7 @@ impl Assembly {
             audits: orders_tx,
             audit_news,
             miners,
+            convicted,
             epoch: epochs.current(),
             tasks: tasks.child("dispatch"),
         })

@@ -114,6 +114,15 @@ pub enum Command {
     Peers(ClientArgs),
     /// How the running node is.
     Status(ClientArgs),
+    /// Offences that the running node found or heard of, newest first.
+    Evidence {
+        /// At most so many.
+        #[arg(long, default_value_t = 50, value_name = "N")]
+        limit: usize,
+        /// The node.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Proofs of results.
     #[command(subcommand)]
     Attestation(AttestationCommand),

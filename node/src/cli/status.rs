@@ -1,4 +1,4 @@
-//! `peers`, `status` and `executor invite`.
+//! `peers`, `status`, `evidence` and `executor invite`.
 
 use hyper::Method;
 use serde_json::Value;
@@ -7,6 +7,7 @@ use super::args::{ClientArgs, ExecutorCommand};
 use super::client::Client;
 use super::exit::{CliResult, Exit};
 use super::out::{self, Out};
+use crate::api::Case;
 use crate::http::{InviteRequest, Items};
 
 pub(super) async fn peers(args: ClientArgs) -> CliResult {
@@ -30,6 +31,25 @@ pub(super) async fn peers(args: ClientArgs) -> CliResult {
 pub(super) async fn status(args: ClientArgs) -> CliResult {
     let status: Value = Client::new(&args.api)?.get("/v1/status").await?;
     Out { json: args.json }.show(&status, out::fields)?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn evidence(limit: usize, args: ClientArgs) -> CliResult {
+    let cases: Items<Case> = Client::new(&args.api)?.get(&format!("/v1/evidence?limit={limit}")).await?;
+    Out { json: args.json }.show(&cases.items, |cases| {
+        if cases.is_empty() {
+            return "no offence is known".to_owned();
+        }
+        let row = |case: &Case| {
+            let believed = if case.believed { "yes" } else { "no" };
+            let cells = [&case.accused.to_string(), &case.offence, &case.accuser.to_string(), believed, &case.detail];
+            cells.map(|cell: &str| cell.to_owned()).to_vec()
+        };
+        out::table(
+            &["accused", "offence", "accuser", "believed", "detail"],
+            &cases.iter().map(row).collect::<Vec<_>>(),
+        )
+    })?;
     Ok(Exit::Ok)
 }
 

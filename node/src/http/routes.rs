@@ -36,13 +36,14 @@ const JSON_WITHIN: Duration = Duration::from_secs(30);
 
 /// Every route: method and path.
 #[cfg(test)]
-pub(super) const ROUTES: [(&str, &str); 22] = [
+pub(super) const ROUTES: [(&str, &str); 23] = [
     ("get", "/health"),
     ("get", "/ready"),
     ("get", "/metrics"),
     ("get", "/v1/openapi.json"),
     ("get", "/v1/status"),
     ("get", "/v1/peers"),
+    ("get", "/v1/evidence"),
     ("post", "/v1/jobs"),
     ("get", "/v1/jobs"),
     ("get", "/v1/jobs/{id}"),
@@ -83,6 +84,7 @@ pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: Canc
         .route("/v1/openapi.json", get(node::openapi))
         .route("/v1/status", get(node::status))
         .route("/v1/peers", get(node::peers))
+        .route("/v1/evidence", get(node::evidence))
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).merge(delete(jobs::cancel)))
         .route("/v1/jobs/{id}/events", get(jobs::events))

@@ -161,7 +161,7 @@ enum SignedKind {
 /// How signatures are dealt with: checked for peers, trusted for ourselves.
 trait Check {
     fn open<T: Payload>(&self, raw: pb::Signed) -> Result<Signed<T>, SignedError>;
-    fn holds(&self, proof: &FraudProof) -> bool;
+    fn holds(&self, proof: &Signed<FraudProof>) -> bool;
 
     fn signed_kind(&self, kind: SignedKind) -> Result<GossipPayload, Fault> {
         Ok(match kind {
@@ -191,7 +191,7 @@ impl Check for Verifier<'_> {
     fn open<T: Payload>(&self, raw: pb::Signed) -> Result<Signed<T>, SignedError> {
         Signed::verify(self.network, raw)
     }
-    fn holds(&self, proof: &FraudProof) -> bool {
+    fn holds(&self, proof: &Signed<FraudProof>) -> bool {
         proof.check().is_some()
     }
 }
@@ -202,7 +202,7 @@ impl Check for Trusting {
     fn open<T: Payload>(&self, raw: pb::Signed) -> Result<Signed<T>, SignedError> {
         Ok(Signed::trusted(raw)?)
     }
-    fn holds(&self, _: &FraudProof) -> bool {
+    fn holds(&self, _: &Signed<FraudProof>) -> bool {
         true
     }
 }

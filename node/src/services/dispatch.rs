@@ -13,6 +13,7 @@ mod perform;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::directory::Directory;
-use super::{Admitted, AuditNews, AuditOrder, EntrySender};
+use super::{Admitted, AuditNews, AuditOrder, Convicted, EntrySender};
 use crate::blobs::{Blobs, TransferHandle};
 use crate::domain::Now;
 use crate::domain::audit::EpochSecret;
@@ -85,6 +86,8 @@ pub(crate) struct DispatchParts {
     pub(crate) audit_news: mpsc::Receiver<AuditNews>,
     /// Miners as their adverts describe them.
     pub(crate) miners: mpsc::Receiver<MinerProfile>,
+    /// Miners that others' fraud proofs name.
+    pub(crate) convicted: mpsc::Receiver<Convicted>,
     pub(crate) epoch: EpochSecret,
     pub(crate) tasks: Tasks,
 }
@@ -178,6 +181,7 @@ pub(crate) fn start(parts: DispatchParts) -> Result<DispatchHandle, StoreError> 
         admitted: parts.admitted,
         audit_news: parts.audit_news,
         miners: parts.miners,
+        convicted: parts.convicted,
         inputs: inputs_rx,
         peers,
         drain: drain.clone(),
@@ -199,6 +203,7 @@ struct Feeds {
     admitted: mpsc::Receiver<Admitted>,
     audit_news: mpsc::Receiver<AuditNews>,
     miners: mpsc::Receiver<MinerProfile>,
+    convicted: mpsc::Receiver<Convicted>,
     inputs: mpsc::Receiver<FromOffer>,
     peers: broadcast::Receiver<PeerEvent>,
     drain: CancellationToken,
@@ -220,6 +225,7 @@ impl Dispatch {
                 Some(news) = feeds.audit_news.recv() => self.on_audit_news(news),
                 Some(miner) = feeds.miners.recv() => self.take(Input::Miner(Box::new(miner))),
                 event = feeds.peers.recv() => self.on_peer(event),
+                Some(convicted) = feeds.convicted.recv() => self.on_convicted(convicted),
                 Some(admitted) = feeds.admitted.recv() => self.on_admitted(admitted, draining),
                 () = tokio::time::sleep_until(at), if self.timer.is_some() => {
                     self.timer = None;
@@ -299,6 +305,11 @@ impl Dispatch {
             AuditNews::Engines(engines) => self.take(Input::Auditor { engines }),
             AuditNews::Epoch(secret) => self.take(Input::EpochTurned(secret)),
         }
+    }
+
+    fn on_convicted(&mut self, Convicted { miner, accuser, job }: Convicted) {
+        let until = wall_now().plus(Duration::from_millis(self.config.drop_ms));
+        self.take(Input::Banned { miner, until, reason: format!("fraud proof of {accuser} over job {job}") });
     }
 
     fn on_peer(&mut self, event: Result<PeerEvent, broadcast::error::RecvError>) {

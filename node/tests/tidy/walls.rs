@@ -59,9 +59,9 @@ const FLOORS: &[(&str, u8)] = &[
 /// Modules of floor 2 that hold the outside world; none knows another.
 const PORTS: &[&str] = &["net", "store", "blobs"];
 
-/// Rooms of services/ that are no services, but what services share: the order for an executor and its pool, and the
-/// view of the validators. They know no service themselves.
-const SHARED: &[&str] = &["work", "directory"];
+/// Rooms of services/ that are no services, but what services share: the order for an executor and its pool, the view of
+/// the validators, and the form of evidence. They know no service themselves.
+const SHARED: &[&str] = &["work", "directory", "casebook"];
 
 /// What one service may name of another: handles, which are bounded channels that the builder wires, and what comes
 /// through them.

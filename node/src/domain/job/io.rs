@@ -345,6 +345,18 @@ pub enum Offence {
     ForeignAttestation,
 }
 
+impl Offence {
+    /// As stored and shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WrongResult => "wrong_result",
+            Self::BrokenCommitment => "broken_commitment",
+            Self::Withheld => "withheld",
+            Self::ForeignAttestation => "foreign_attestation",
+        }
+    }
+}
+
 /// What is kept of an offence.
 #[derive(Clone, Debug)]
 pub struct Evidence {

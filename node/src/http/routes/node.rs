@@ -53,6 +53,13 @@ pub(super) async fn peers(State(shared): State<Shared>) -> Response {
     Json(Items { items: shared.node.peers().await }).into_response()
 }
 
+/// `GET /v1/evidence`: offences that this node found or heard of, with proof.
+pub(super) async fn evidence(State(shared): State<Shared>, Query(limit): Query<Limit>) -> Result<Response, ApiError> {
+    let cases = shared.node.evidence(list_limit(limit.limit));
+    let items = cases.map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
+    Ok(Json(Items { items }).into_response())
+}
+
 /// `GET /v1/miner/jobs`: offers to this miner with what became of them.
 #[cfg(feature = "executor")]
 pub(super) async fn miner_jobs(State(shared): State<Shared>, Query(limit): Query<Limit>) -> Result<Response, ApiError> {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Caught, Dispatch, JOBS, MINERS, clean_key, offer};
 use crate::domain::job::{CleanRecord, Evidence, Input, JobRecord, Offence, Output, Part, Ruling};
+use crate::services::casebook::StoredCase;
 use crate::services::{AuditOrder, Staged, Watcher};
 use crate::store::{Keyspace, StoreError, WriteBatch};
 
@@ -399,20 +400,23 @@ impl Dispatch {
     }
 
     fn evidence(&self, batch: &mut WriteBatch, evidence: &Evidence) {
-        let key = [evidence.part.miner.as_ref(), &evidence.at.0.to_be_bytes(), evidence.part.job.as_ref()].concat();
         let proof = self.fraud_proof(evidence);
-        let stored = StoredEvidence {
-            offence: format!("{:?}", evidence.offence),
+        let stored = StoredCase {
+            offence: evidence.offence.name().to_owned(),
             detail: evidence.detail.clone(),
             job: evidence.part.job.into(),
             attempt: evidence.part.attempt,
             at_ms: evidence.at.0,
-            accused: evidence.accused.as_ref().map(|a| a.to_raw()),
+            attested: evidence.accused.as_ref().map(|a| a.to_raw()),
             reference: evidence.reference.as_ref().map(|r| r.to_wire()),
             commitment: evidence.commitment.map(Bytes::from).unwrap_or_default(),
             proof: proof.as_ref().map(Signed::to_wire),
+            accused: evidence.part.miner.into(),
+            accuser: self.key.hotkey().into(),
+            believed: true,
+            statements: Vec::new(),
         };
-        batch.put(Keyspace::Evidence, key, stored.encode_to_vec());
+        stored.record(batch);
         if let Some(proof) = proof {
             let net = self.net.clone();
             self.tasks.spawn("fraud-proof", async move {
@@ -434,29 +438,6 @@ impl Dispatch {
             FraudProof { network: self.network, spec, accused: accused.to_raw(), reference: reference.to_wire() };
         Some(Signed::sign(&self.network, &self.key, proof))
     }
-}
-
-/// What is kept of an offence. A stored form: numbers never change.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct StoredEvidence {
-    #[prost(string, tag = "1")]
-    pub(crate) offence: String,
-    #[prost(string, tag = "2")]
-    pub(crate) detail: String,
-    #[prost(bytes = "bytes", tag = "3")]
-    pub(crate) job: Bytes,
-    #[prost(uint32, tag = "4")]
-    pub(crate) attempt: u32,
-    #[prost(uint64, tag = "5")]
-    pub(crate) at_ms: u64,
-    #[prost(message, optional, tag = "6")]
-    pub(crate) accused: Option<pb::CountersignedAttestation>,
-    #[prost(message, optional, tag = "7")]
-    pub(crate) reference: Option<pb::Signed>,
-    #[prost(bytes = "bytes", tag = "8")]
-    pub(crate) commitment: Bytes,
-    #[prost(message, optional, tag = "9")]
-    pub(crate) proof: Option<pb::Signed>,
 }
 
 fn acknowledged(rank: u32) -> pb::job_event::Kind {
