@@ -24,6 +24,7 @@ pub use crate::services::casebook::Case;
 #[cfg(feature = "executor")]
 pub use crate::services::{
     miner::{LoggedOffer, OfferState},
+    scores::{Draws, EpochScores, MinerScore, ValidatorPages},
     work::Misbehaviour,
     work::invite::{Invite, InviteError, Token},
 };
@@ -107,6 +108,27 @@ impl Node {
     /// When the store cannot be read.
     pub fn evidence(&self, limit: usize) -> Result<Vec<Case>, StoreError> {
         casebook::list(self.parts.store.as_ref(), limit)
+    }
+
+    /// What an epoch comes to for each miner, as far as this validator knows: of the present epoch unless one is named.
+    /// `None` on other nodes.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    #[cfg(feature = "executor")]
+    pub async fn scores(&self, epoch: Option<u64>) -> Result<Option<EpochScores>, StoreError> {
+        match &self.parts.work.scores {
+            Some(scores) => scores.scores(epoch).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Waits until a validator has settled this epoch or a later one with nothing missing; at once on other nodes.
+    #[cfg(feature = "executor")]
+    pub async fn wait_for_settled(&self, epoch: u64) {
+        if let Some(scores) = &self.parts.work.scores {
+            scores.wait_for_settled(epoch).await;
+        }
     }
 
     /// Whether it takes offers.

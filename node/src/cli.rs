@@ -82,6 +82,7 @@ async fn speak(command: Command) -> CliResult {
             Command::Model(command) => models::run(command).await,
             Command::Peers(args) => status::peers(args).await,
             Command::Status(args) => status::status(args).await,
+            Command::Scores { epoch, client } => status::scores(epoch, client).await,
             Command::Evidence { limit, client } => status::evidence(limit, client).await,
             _ => Err(CliError::new(Exit::Failure, "the command does not speak to a node")),
         }

@@ -20,9 +20,12 @@ use crate::presets::Role;
 
 #[cfg(feature = "executor")]
 pub use crate::services::{
-    batches::BatchesConfig, executor::ExecutorConfig, intake::IntakeConfig, miner::MinerConfig, work::pool::PoolConfig,
+    batches::BatchesConfig, executor::ExecutorConfig, intake::IntakeConfig, miner::MinerConfig, scores::ScoresConfig,
+    work::pool::PoolConfig,
 };
-pub use crate::services::{casebook::EvidenceConfig, jobs::JobsConfig, registry::RegistryConfig, transfer::TransferConfig};
+pub use crate::services::{
+    casebook::EvidenceConfig, jobs::JobsConfig, registry::RegistryConfig, transfer::TransferConfig,
+};
 pub use http::HttpConfig;
 pub use layers::{ConfigError, Layers, Origin, Resolved, Shown};
 pub use network_file::NetworkFile;
@@ -73,6 +76,9 @@ pub struct Config {
     /// Signed pages of evidence.
     #[cfg(feature = "executor")]
     pub batches: BatchesConfig,
+    /// Scores of miners, and the evidence of other validators that they rest on.
+    #[cfg(feature = "executor")]
+    pub scores: ScoresConfig,
     /// The local HTTP API.
     pub http: HttpConfig,
     /// Log lines of the binary.

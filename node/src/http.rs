@@ -20,7 +20,7 @@ use crate::service::Tasks;
 pub use error::{ApiError, Code, ErrorBody};
 pub use serve::HttpError;
 pub use types::{
-    EventView, InlineBytes, InviteRequest, Items, JobRequest, JobView, Limit, MinerView, ModelRequest, Nothing,
+    Epoch, EventView, InlineBytes, InviteRequest, Items, JobRequest, JobView, Limit, MinerView, ModelRequest, Nothing,
     PinRequest, PublishRequest, ResultView,
 };
 

@@ -20,8 +20,12 @@ pub(crate) mod intake;
 pub(crate) mod jobs;
 #[cfg(feature = "executor")]
 pub(crate) mod miner;
+#[cfg(feature = "executor")]
+pub(crate) mod pages;
 pub(crate) mod proofs;
 pub(crate) mod registry;
+#[cfg(feature = "executor")]
+pub(crate) mod scores;
 pub(crate) mod transfer;
 #[cfg(feature = "executor")]
 pub(crate) mod work;

@@ -16,6 +16,9 @@
 //! # }
 //! ```
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod listening;
 mod processes;
 mod report;
 mod workload;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use sundara_node::testnet::{Testnet, Workload};
 use sundara_node::domain::admission::ClientLimits;
+use sundara_node::testnet::{Testnet, Workload};
 use sundara_node::{JobEvent, JobFailure, JobOrder, JobPhase, Node};
 use sundara_proto::attestation::Outcome;
 use sundara_proto::job::Limits;

@@ -22,6 +22,7 @@ use crate::services::executors::{self, ExecutorsHandle, ExecutorsParts};
 use crate::services::intake::{self, IntakeParts};
 use crate::services::miner::{self, MinerHandle, MinerParts};
 use crate::services::registry::RegistryHandle;
+use crate::services::scores::{self, ScoresHandle, ScoresParts};
 use crate::services::work::ExecutorHandle;
 use crate::services::work::certs::{self, CertSlot};
 use crate::services::work::pool::{Pool, PoolParts};
@@ -42,6 +43,7 @@ const MODELS_LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
 pub(crate) struct Work {
     pub(crate) adverts: Option<AdvertsHandle>,
     pub(crate) dispatch: Option<DispatchHandle>,
+    pub(crate) scores: Option<ScoresHandle>,
     pub(crate) miner: Option<MinerHandle>,
     pub(crate) executors: Option<ExecutorsHandle>,
     pub(crate) attached: Option<attached::AttachedHandle>,
@@ -107,6 +109,17 @@ impl Assembly {
             let feeds = (miners_rx, convicted);
             let dispatch = self.validator(ports, tasks, &pool, entries_tx.clone(), feeds).await?;
             work.dispatch = Some(dispatch);
+            let parts = ScoresParts {
+                config: self.config.scores.clone(),
+                network: self.network,
+                epoch_length: self.config.network.epoch_ms,
+                net: ports.net.clone(),
+                directory: ports.directory.clone(),
+                store: ports.store.clone(),
+                validators: self.config.jobs.trusted_validators.clone(),
+                tasks: tasks.child("scores"),
+            };
+            work.scores = Some(scores::start(parts).await.map_err(|e| data(&e))?);
         }
         if self.bundle.miner {
             work.miner = Some(self.miner(ports, tasks, &pool, entries_tx)?);

@@ -114,6 +114,15 @@ pub enum Command {
     Peers(ClientArgs),
     /// How the running node is.
     Status(ClientArgs),
+    /// What an epoch comes to for each miner, as the running validator knows it.
+    Scores {
+        /// The epoch's number [default: the present one].
+        #[arg(long, value_name = "N")]
+        epoch: Option<u64>,
+        /// The node.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Offences that the running node found or heard of, newest first.
     Evidence {
         /// At most so many.

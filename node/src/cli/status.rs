@@ -1,4 +1,4 @@
-//! `peers`, `status`, `evidence` and `executor invite`.
+//! `peers`, `status`, `evidence`, `scores` and `executor invite`.
 
 use hyper::Method;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::args::{ClientArgs, ExecutorCommand};
 use super::client::Client;
 use super::exit::{CliResult, Exit};
 use super::out::{self, Out};
-use crate::api::Case;
+use crate::api::{Case, EpochScores, MinerScore, ValidatorPages};
 use crate::http::{InviteRequest, Items};
 
 pub(super) async fn peers(args: ClientArgs) -> CliResult {
@@ -45,10 +45,30 @@ pub(super) async fn evidence(limit: usize, args: ClientArgs) -> CliResult {
             let cells = [&case.accused.to_string(), &case.offence, &case.accuser.to_string(), believed, &case.detail];
             cells.map(|cell: &str| cell.to_owned()).to_vec()
         };
-        out::table(
-            &["accused", "offence", "accuser", "believed", "detail"],
-            &cases.iter().map(row).collect::<Vec<_>>(),
-        )
+        out::table(&["accused", "offence", "accuser", "believed", "detail"], &cases.iter().map(row).collect::<Vec<_>>())
+    })?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn scores(epoch: Option<u64>, args: ClientArgs) -> CliResult {
+    let query = epoch.map(|epoch| format!("?epoch={epoch}")).unwrap_or_default();
+    let scores: EpochScores = Client::new(&args.api)?.get(&format!("/v1/scores{query}")).await?;
+    Out { json: args.json }.show(&scores, |scores| {
+        let basis = match (scores.settled, scores.complete) {
+            (false, _) => "from this validator's own verdicts; the pages of others are not open yet",
+            (true, true) => "from the pages of all validators",
+            (true, false) => "from the pages of all validators, of which some are missing",
+        };
+        let row =
+            |m: &MinerScore| vec![m.hotkey.to_string(), format!("{:.6}", m.score as f64 / 1e6), m.jobs.to_string()];
+        let miners = out::table(&["miner", "score", "jobs"], &scores.miners.iter().map(row).collect::<Vec<_>>());
+        let row = |v: &ValidatorPages| {
+            let pages = format!("{} of {}", v.read, v.heard + v.missing);
+            vec![v.hotkey.to_string(), pages, v.verdicts.to_string(), format!("{:?}", v.draws), v.neglected.to_string()]
+        };
+        let heading = ["validator", "pages", "verdicts", "draws", "neglected"];
+        let validators = out::table(&heading, &scores.validators.iter().map(row).collect::<Vec<_>>());
+        format!("epoch {}, {} jobs, {basis}\n{miners}\n{validators}", scores.epoch, scores.jobs)
     })?;
     Ok(Exit::Ok)
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use sundara_proto::id::{Digest, Hotkey};
 
-pub use consistency_time::consistency_time;
+pub use consistency_time::{Sums, Tally, consistency_time};
 
 /// A miner's score in millionths; 1,000,000 is the best of one task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

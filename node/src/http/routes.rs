@@ -36,7 +36,7 @@ const JSON_WITHIN: Duration = Duration::from_secs(30);
 
 /// Every route: method and path.
 #[cfg(test)]
-pub(super) const ROUTES: [(&str, &str); 23] = [
+pub(super) const ROUTES: [(&str, &str); 24] = [
     ("get", "/health"),
     ("get", "/ready"),
     ("get", "/metrics"),
@@ -44,6 +44,7 @@ pub(super) const ROUTES: [(&str, &str); 23] = [
     ("get", "/v1/status"),
     ("get", "/v1/peers"),
     ("get", "/v1/evidence"),
+    ("get", "/v1/scores"),
     ("post", "/v1/jobs"),
     ("get", "/v1/jobs"),
     ("get", "/v1/jobs/{id}"),
@@ -85,6 +86,7 @@ pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: Canc
         .route("/v1/status", get(node::status))
         .route("/v1/peers", get(node::peers))
         .route("/v1/evidence", get(node::evidence))
+        .route("/v1/scores", get(node::scores))
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).merge(delete(jobs::cancel)))
         .route("/v1/jobs/{id}/events", get(jobs::events))

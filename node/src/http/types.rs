@@ -219,6 +219,14 @@ pub struct Items<T> {
     pub items: Vec<T>,
 }
 
+/// Which epoch.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Epoch {
+    /// Its number; the present one unless given.
+    pub epoch: Option<u64>,
+}
+
 /// How many items of a list.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

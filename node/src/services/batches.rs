@@ -24,7 +24,7 @@ use sundara_proto::wire::{WireMessage as _, limit};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{EntryReceiver, Staged};
+use super::{EntryReceiver, Staged, pages};
 use crate::net::{FailureCode, Inbound, NetHandle};
 use crate::service::{Tasks, wall_now};
 use crate::store::{KeyRange, Keyspace, SharedStore, StoreError, WriteBatch};
@@ -33,10 +33,8 @@ use crate::store::{KeyRange, Keyspace, SharedStore, StoreError, WriteBatch};
 const PAGE_AFTER: Duration = Duration::from_secs(1);
 /// Largest page in bytes: it travels as one response, and the store takes it as one value.
 const PAGE_BYTES_MAX: usize = 512 << 10;
-/// Epochs between an epoch's end and the time when its pages are open to anyone.
-const OPEN_AFTER_EPOCHS: u64 = 2;
 /// Pages deleted in one step of retention.
-const RETAIN_STEP: usize = 256;
+const RETAIN_STEP: usize = 32;
 
 /// How long pages are kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,12 +43,15 @@ const RETAIN_STEP: usize = 256;
 pub struct BatchesConfig {
     /// Epochs (network.epoch_ms without a chain) that pages are kept and served after they were made.
     pub keep_epochs: u64,
+    /// Pages kept, the newest: at most 512 KiB each. A page that goes before its epoch is open is evidence that nobody
+    /// sees.
+    pub keep_pages: u64,
 }
 
 impl Default for BatchesConfig {
-    /// A day.
+    /// A day; 32 GiB at most.
     fn default() -> Self {
-        Self { keep_epochs: 144 }
+        Self { keep_epochs: 144, keep_pages: 65_536 }
     }
 }
 
@@ -181,8 +182,8 @@ impl Writer {
         let page = pb::Page { entries: taken.iter().map(|s| s.entry.clone()).collect() };
         let mut write = WriteBatch::new();
         write.put(Keyspace::Meta, TIP_KEY.to_vec(), serde_json::to_vec(&tip).unwrap_or_default());
-        write.put(Keyspace::Batches, batch_key(batch), batch.to_wire().encode_to_vec());
-        write.put(Keyspace::Pages, batch.root.0.to_vec(), page_value(batch.epoch, &page));
+        write.put(Keyspace::Batches, pages::batch_key(batch.epoch, batch.sequence), batch.to_wire().encode_to_vec());
+        pages::put(&mut write, batch.root.0.to_vec(), batch.epoch, &page);
         for staged in taken {
             write.delete(Keyspace::Outbox, staged.key.to_vec());
         }
@@ -190,15 +191,21 @@ impl Writer {
         self.forget(batch.epoch)
     }
 
-    /// Deletes pages that are older than they are kept for, a bounded number at a time.
+    /// Deletes pages that are older than they are kept for, and the oldest beyond the number kept, a bounded number at a
+    /// time.
     fn forget(&self, epoch: u64) -> Result<(), StoreError> {
-        let until = epoch.saturating_sub(self.config.keep_epochs).to_be_bytes();
-        let range = KeyRange::all().until(&until);
-        let old = self.store.scan(Keyspace::Batches, &range, RETAIN_STEP)?;
+        let oldest_epoch = epoch.saturating_sub(self.config.keep_epochs);
+        // The page just written is not in `tip` yet.
+        let oldest_sequence = (self.tip.next_sequence + 1).saturating_sub(self.config.keep_pages.max(1));
+        let old = self.store.scan(Keyspace::Batches, &KeyRange::all(), RETAIN_STEP)?;
         let mut write = WriteBatch::new();
         for (key, value) in old.items {
-            if let Some(root) = pb::Signed::decode(value).ok().and_then(|s| Batch::decode(&s.payload).ok()) {
-                write.delete(Keyspace::Pages, root.root.0.to_vec());
+            let kept = pages::batch_place(&key).is_some_and(|(epoch, n)| epoch >= oldest_epoch && n >= oldest_sequence);
+            if kept {
+                break;
+            }
+            if let Some(batch) = pages::batch_from(&value) {
+                write.delete(Keyspace::Pages, batch.root.0.to_vec());
             }
             write.delete(Keyspace::Batches, key);
         }
@@ -207,18 +214,6 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-/// Epoch and sequence: in order of age.
-fn batch_key(batch: &Batch) -> Vec<u8> {
-    [batch.epoch.to_be_bytes(), batch.sequence.to_be_bytes()].concat()
-}
-
-/// Epoch, then the page.
-fn page_value(epoch: u64, page: &pb::Page) -> Vec<u8> {
-    let mut value = epoch.to_be_bytes().to_vec();
-    value.extend(page.encode_to_vec());
-    value
 }
 
 async fn serve(
@@ -253,14 +248,10 @@ fn page_for(
     asker: Hotkey,
 ) -> Result<pb::Page, (FailureCode, String)> {
     let unknown = || (FailureCode::Forbidden, "no such page, or it is not open to you yet".to_owned());
-    let value = store
-        .get(Keyspace::Pages, &request.root)
-        .map_err(|e| (FailureCode::Internal, e.to_string()))?
-        .ok_or_else(unknown)?;
-    let (epoch, page) = value.split_at_checked(8).ok_or_else(unknown)?;
-    let epoch = u64::from_be_bytes(epoch.try_into().map_err(|_| unknown())?);
-    let page = pb::Page::decode(page).map_err(|e| (FailureCode::Internal, e.to_string()))?;
-    let open = length.epoch(wall_now()) >= epoch.saturating_add(OPEN_AFTER_EPOCHS);
+    let root = Digest::try_from(&request.root[..]).map_err(|_| unknown())?;
+    let found = pages::get(store.as_ref(), root.as_ref()).map_err(|e| (FailureCode::Internal, e.to_string()))?;
+    let (epoch, page) = found.ok_or_else(unknown)?;
+    let open = length.epoch(wall_now()) >= epoch.saturating_add(pages::OPEN_AFTER_EPOCHS);
     if open {
         return Ok(page);
     }

@@ -51,11 +51,11 @@ keyspaces! {
     Receipts = 8, "receipts";
     /// JobId -> a signed verdict.
     Verdicts = 9, "verdicts";
-    /// Epoch ++ batch -> a signed batch root, own or heard.
+    /// Epoch ++ sequence -> a signed batch root of this node.
     Batches = 10, "batches";
-    /// Batch root ++ page -> the entries behind a root.
+    /// Batch root -> the entries behind it, this node's or fetched.
     Pages = 11, "pages";
-    /// Hotkey ++ time -> evidence of a caught cheat; kept longest.
+    /// Time ++ accused ++ job ++ accuser -> evidence of an offence; kept longest.
     Evidence = 12, "evidence";
     /// Publisher ++ name -> the winning model record.
     Models = 13, "models";
@@ -85,6 +85,10 @@ keyspaces! {
     Requests = 25, "requests";
     /// RoundId ++ ... -> state of map-reduce rounds.
     Rounds = 26, "rounds";
+    /// Epoch ++ kind ++ author (++ sequence) -> a batch root or an audit commitment of another validator.
+    Heard = 27, "heard";
+    /// Epoch -> what it came to, once its pages were open.
+    EpochScores = 28, "epoch_scores";
 }
 
 #[cfg(test)]

@@ -60,8 +60,8 @@ const FLOORS: &[(&str, u8)] = &[
 const PORTS: &[&str] = &["net", "store", "blobs"];
 
 /// Rooms of services/ that are no services, but what services share: the order for an executor and its pool, the view of
-/// the validators, and the form of evidence. They know no service themselves.
-const SHARED: &[&str] = &["work", "directory", "casebook"];
+/// the validators, and the forms in which evidence and pages are kept. They know no service themselves.
+const SHARED: &[&str] = &["work", "directory", "casebook", "pages"];
 
 /// What one service may name of another: handles, which are bounded channels that the builder wires, and what comes
 /// through them.

@@ -1,8 +1,10 @@
 //! Sundara's default: consistent results, ranked by time.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use sundara_proto::id::{Hotkey, JobId};
+use sundara_proto::units::UnixMillis;
 use sundara_proto::verdict::{Standing, Verdict};
 
 use super::{Score, Scores};
@@ -12,30 +14,86 @@ use super::{Score, Scores};
 /// mean over its requests, rounded down to a millionth.
 ///
 /// Where several validators ruled on one job the verdict of the lowest rank counts; of two of the same rank, the earlier.
-/// The order of `verdicts` does not matter otherwise.
+/// The order of `verdicts` does not matter.
 pub fn consistency_time<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>) -> Scores {
-    let mut by_job: BTreeMap<JobId, &Verdict> = BTreeMap::new();
+    let mut tally = Tally::default();
     for verdict in verdicts {
-        let place = |v: &Verdict| (v.rank, v.issued_at, v.attempt);
-        by_job
-            .entry(verdict.job)
-            .and_modify(|kept| {
-                if place(verdict) < place(kept) {
-                    *kept = verdict;
-                }
-            })
-            .or_insert(verdict);
+        tally.add(verdict);
     }
-    // Sum of points and number of requests.
-    let mut sums: BTreeMap<Hotkey, (u64, u64)> = BTreeMap::new();
-    for verdict in by_job.values() {
-        for (miner, points) in points(verdict) {
-            let (sum, requests) = sums.entry(miner).or_default();
+    tally.sums().scores()
+}
+
+/// Points of miners, summed over requests that are different jobs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Sum of points and number of requests.
+    miners: BTreeMap<Hotkey, (u64, u64)>,
+}
+
+impl Sums {
+    /// Adds a verdict over a job that was not added before.
+    pub fn add(&mut self, verdict: &Verdict) {
+        self.add_points(points(verdict));
+    }
+
+    fn add_points(&mut self, points: impl IntoIterator<Item = (Hotkey, u64)>) {
+        for (miner, points) in points {
+            let (sum, requests) = self.miners.entry(miner).or_default();
             *sum = sum.saturating_add(points);
             *requests += 1;
         }
     }
-    sums.into_iter().map(|(miner, (sum, requests))| (miner, Score(sum / requests.max(1)))).collect()
+
+    /// Each miner's score.
+    pub fn scores(&self) -> Scores {
+        self.each().map(|(miner, score, _)| (miner, score)).collect()
+    }
+
+    /// Each miner's score, and in how many requests it took part.
+    pub fn each(&self) -> impl Iterator<Item = (Hotkey, Score, u64)> + '_ {
+        self.miners.iter().map(|(miner, (sum, requests))| (*miner, Score(sum / (*requests).max(1)), *requests))
+    }
+}
+
+/// Verdicts of several validators, each job once. Holds about 130 bytes a job of one replica, 40 more for each other.
+#[derive(Debug, Default)]
+pub struct Tally {
+    jobs: BTreeMap<JobId, Ruled>,
+}
+
+/// What is kept of a job: its place first, then its points, so that two that are equal have equal effect.
+type Ruled = (u32, UnixMillis, u32, Vec<(Hotkey, u64)>);
+
+impl Tally {
+    /// Takes a verdict in; of two over one job the better placed stays.
+    pub fn add(&mut self, verdict: &Verdict) {
+        let points: Vec<(Hotkey, u64)> = points(verdict).into_iter().collect();
+        let ruled = (verdict.rank, verdict.issued_at, verdict.attempt, points);
+        match self.jobs.entry(verdict.job) {
+            Entry::Vacant(entry) => {
+                entry.insert(ruled);
+            }
+            Entry::Occupied(mut entry) => {
+                if ruled < *entry.get() {
+                    entry.insert(ruled);
+                }
+            }
+        }
+    }
+
+    /// Jobs that were ruled on.
+    pub fn jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// What they come to.
+    pub fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        for (_, _, _, points) in self.jobs.values() {
+            sums.add_points(points.iter().copied());
+        }
+        sums
+    }
 }
 
 /// Points of everyone that took part in one request, each miner once.
@@ -59,7 +117,7 @@ fn points(verdict: &Verdict) -> BTreeMap<Hotkey, u64> {
 mod tests {
     use super::*;
     use sundara_proto::id::{BlobId, Digest, EnvId};
-    use sundara_proto::units::{ByteCount, UnixMillis};
+    use sundara_proto::units::ByteCount;
     use sundara_proto::verdict::{Replica, VerdictKind};
 
     fn verdict(job: u8, rank: u32, kind: VerdictKind, replicas: &[(u8, Standing, u64)]) -> Verdict {
@@ -113,5 +171,22 @@ mod tests {
         let expected = [(1, 1_000_000)];
         assert_eq!(scores(&[first.clone(), second.clone()]), expected);
         assert_eq!(scores(&[second, first]), expected);
+        // Equal in every place: still the same, whichever comes first.
+        let (one, other) =
+            (verdict(1, 0, VerdictKind::Unaudited, &agreed(1)), verdict(1, 0, VerdictKind::Unaudited, &agreed(2)));
+        assert_eq!(scores(&[one.clone(), other.clone()]), scores(&[other, one]));
+    }
+
+    #[test]
+    fn sums_of_different_jobs_are_what_a_tally_of_them_is() {
+        let verdicts: Vec<Verdict> = (0..20)
+            .map(|n| {
+                verdict(n, 0, VerdictKind::Quorum(2), &[(1, Standing::Agreed, u64::from(n)), (2, Standing::Agreed, 7)])
+            })
+            .collect();
+        let mut sums = Sums::default();
+        verdicts.iter().for_each(|verdict| sums.add(verdict));
+        assert_eq!(sums.scores(), consistency_time(&verdicts));
+        assert!(sums.each().all(|(_, _, requests)| requests == 20));
     }
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{JsonBody, Query, Shared, list_limit};
 use crate::api::Status;
 use crate::http::error::{ApiError, Code};
-use crate::http::types::{InviteRequest, Items, Limit};
+use crate::http::types::{Epoch, InviteRequest, Items, Limit};
 
 /// The description of this API, as programs read it.
 pub(in crate::http) const OPENAPI: &str = include_str!("../openapi.json");
@@ -58,6 +58,16 @@ pub(super) async fn evidence(State(shared): State<Shared>, Query(limit): Query<L
     let cases = shared.node.evidence(list_limit(limit.limit));
     let items = cases.map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
     Ok(Json(Items { items }).into_response())
+}
+
+/// `GET /v1/scores`: what an epoch comes to for each miner, as this validator knows it.
+#[cfg(feature = "executor")]
+pub(super) async fn scores(State(shared): State<Shared>, Query(which): Query<Epoch>) -> Result<Response, ApiError> {
+    let scores = shared.node.scores(which.epoch).await;
+    match scores.map_err(|e| ApiError::new(Code::Internal, e.to_string()))? {
+        Some(scores) => Ok(Json(scores).into_response()),
+        None => Err(ApiError::new(Code::NotServed, "this node scores nobody").hint("ask a validator")),
+    }
 }
 
 /// `GET /v1/miner/jobs`: offers to this miner with what became of them.
