@@ -13,6 +13,7 @@ use sundara_chain::keys;
 use sundara_proto::cert::Certificate;
 use sundara_proto::crypto::{HotkeyPair, Network, NodeKeyPair, Signed};
 use sundara_proto::id::Hotkey;
+use sundara_proto::names::Topic;
 use tokio::sync::mpsc;
 
 use crate::api::Node;
@@ -324,6 +325,8 @@ impl Assembly {
         tasks.spawn("net", driver.run(tasks.token()));
         renew_certificate(&self, &net, &tasks);
         let directory = Directory::start(&net, &tasks);
+        // A requester that reaches no validator may reach this node.
+        net.carry(Topic::Jobs).await;
         let (transfer, fetches) = transfer_channel();
         let transfers = transfer::start(transfer::TransferParts {
             config: self.config.transfer.clone(),

@@ -249,6 +249,13 @@ impl NetHandle {
         receiver
     }
 
+    /// Passes a topic's messages on, verified, whether or not anyone here listens to it: gossip travels only through
+    /// nodes that take part in its topic.
+    pub async fn carry(&self, topic: Topic) {
+        self.shared.subscribers.carry(topic);
+        drop(self.command(Command::Topic(topic)).await);
+    }
+
     /// Stores a record in the DHT: at this node and at those nearest to the key.
     pub async fn put_record(&self, key: Digest, value: Vec<u8>) -> Result<(), DhtError> {
         self.dht(|done| dht::Command::Put { key, value, done }).await

@@ -14,7 +14,7 @@
 //! in the worker, one at a time, so that a flood of them cannot stall the loop; when its queue is full, messages are
 //! ignored and counted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -261,6 +261,8 @@ fn stale(payload: &GossipPayload, now: UnixMillis) -> Option<&'static str> {
 #[derive(Debug, Default)]
 pub(super) struct Subscribers {
     topics: Mutex<HashMap<Topic, Vec<mpsc::Sender<GossipMessage>>>>,
+    /// Topics whose messages this node passes on although it does nothing with them.
+    carried: Mutex<HashSet<Topic>>,
 }
 
 impl Subscribers {
@@ -288,8 +290,15 @@ impl Subscribers {
         });
     }
 
-    /// Whether anyone listens to a topic.
+    pub(super) fn carry(&self, topic: Topic) {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner).insert(topic);
+    }
+
+    /// Whether anyone listens to a topic, or it is carried for others.
     pub(super) fn wanted(&self, topic: Topic) -> bool {
+        if self.carried.lock().unwrap_or_else(PoisonError::into_inner).contains(&topic) {
+            return true;
+        }
         let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         topics.get(&topic).is_some_and(|senders| senders.iter().any(|s| !s.is_closed()))
     }
