@@ -43,9 +43,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// A builder with every default: a light node without a chain.
+    /// A builder with every default: a light node without a chain. It listens on free ports, so that several programs
+    /// that embed one get along on one machine.
     pub fn builder() -> NodeBuilder {
-        NodeBuilder::default()
+        NodeBuilder::default().listen(["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"])
     }
 
     /// Who answers for this node.

@@ -54,7 +54,7 @@ pub enum StartError {
     Net(#[from] net::NetError),
 }
 
-/// Assembles a [`Node`]. Every setting has a default: a light node without a chain, on any free port.
+/// Assembles a [`Node`]. Every setting has a default; [`Node::builder`] begins with a light node on any free port.
 #[derive(Default)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct NodeBuilder {
@@ -73,7 +73,7 @@ pub struct NodeBuilder {
 }
 
 impl NodeBuilder {
-    /// Starts from a whole configuration.
+    /// Takes a whole configuration, its port included.
     pub fn config(mut self, config: Config) -> Self {
         self.data_dir = Some(config.node.data_dir.clone());
         self.config = config;
@@ -112,7 +112,7 @@ impl NodeBuilder {
         }
         self
     }
-    /// Addresses to listen on, as multiaddresses, instead of the default port.
+    /// Addresses to listen on, as multiaddresses, instead of any free port.
     pub fn listen<S: AsRef<str>>(mut self, addresses: impl IntoIterator<Item = S>) -> Self {
         self.config.net.listen.clear();
         for address in addresses {
