@@ -73,6 +73,7 @@ impl std::fmt::Debug for Configure {
 
 /// A running testnet. Dropping it stops it without ceremony; [`Testnet::shutdown`] does it in order.
 pub struct Testnet {
+    name: String,
     network: Network,
     client: Node,
     validators: Vec<Member>,
@@ -162,6 +163,10 @@ impl Testnet {
     /// Addresses by which another node joins.
     pub fn bootstrap(&self) -> &[String] {
         &self.bootstrap
+    }
+    /// The mesh's name: the testnet's [`NETWORK_NAME`] and its seed.
+    pub fn name(&self) -> &str {
+        &self.name
     }
     /// The mesh.
     pub fn network(&self) -> Network {
@@ -260,8 +265,16 @@ impl TestnetBuilder {
             miners.push(plan.member(Role::Miner, i, &bootstrap, lie).await?);
         }
         let client = plan.client(&bootstrap).await?;
-        let testnet =
-            Testnet { network: plan.network, client, validators, miners, bootstrap, data_dir, _temporary: temporary };
+        let testnet = Testnet {
+            name: plan.name,
+            network: plan.network,
+            client,
+            validators,
+            miners,
+            bootstrap,
+            data_dir,
+            _temporary: temporary,
+        };
         testnet.assembled().await?;
         Ok(testnet)
     }
@@ -301,6 +314,7 @@ impl Testnet {
 
 /// Everything that is fixed before the first node starts.
 struct Plan {
+    name: String,
     network: Network,
     /// Seeds of the hotkeys.
     validator_seeds: Vec<[u8; 32]>,
@@ -318,8 +332,10 @@ impl Plan {
         let seed = stored_seed(data_dir, builder.seed)?;
         let mut keys = ChaCha20Rng::seed_from_u64(seed);
         let mut draw = || keys.random();
+        let name = format!("{NETWORK_NAME}-{seed:016x}");
         Ok(Self {
-            network: Network::named(&format!("{NETWORK_NAME}-{seed:016x}"), 0),
+            network: Network::named(&name, 0),
+            name,
             client_seed: draw(),
             validator_seeds: (0..builder.validators).map(|_| draw()).collect(),
             miner_seeds: (0..builder.miners).map(|_| draw()).collect(),

@@ -36,6 +36,8 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, Serialize)]
 struct Standing {
     nodes: usize,
+    mesh: String,
+    validators: Vec<Hotkey>,
     bootstrap: Vec<String>,
     api: Option<String>,
     network_file: PathBuf,
@@ -278,6 +280,8 @@ fn standing(
     let children = testnet.validators().iter().chain(testnet.miners()).filter_map(|member| member.log());
     Ok(Standing {
         nodes: testnet.nodes(),
+        mesh: testnet.name().to_owned(),
+        validators: network.trusted_validators,
         bootstrap: testnet.bootstrap().to_vec(),
         api: api.map(|api| format!("http://{}", api.address())),
         network_file,
@@ -304,6 +308,10 @@ listen = \"127.0.0.1:0\"
 fn in_words(s: &Standing) -> String {
     let mut lines = vec![format!("A mesh of {} nodes runs here.", s.nodes)];
     let mut add = |label: &str, text: String| lines.push(format!("  {label:<10} {text}"));
+    add("mesh", s.mesh.clone());
+    for validator in &s.validators {
+        add("validator", validator.to_string());
+    }
     for address in &s.bootstrap {
         add("bootstrap", address.clone());
     }
