@@ -145,6 +145,29 @@ fn a_new_miner_is_audited_and_a_wrong_result_is_blamed_with_proof() {
 }
 
 #[test]
+fn false_fuel_and_a_forged_output_are_wrong_results_whenever_they_are_audited() {
+    type Change = fn(&mut sundara_proto::attestation::Attestation);
+    let claims: [(&str, Change); 4] = [
+        ("more fuel", |a| a.usage.fuel += 1),
+        ("less fuel", |a| a.usage.fuel -= 1),
+        ("another output", |a| a.output = sundara_proto::id::BlobId([1; 32])),
+        ("another end", |a| a.outcome = Outcome::ExitCode(1)),
+    ];
+    for (name, change) in claims {
+        // New miners are audited always.
+        let mut machine = machine(JobConfig::default(), 3);
+        let parts = begin(&mut machine, submission(1, 1), at(1));
+        let mut claimed = attestation(&parts[0], b"right", at(2));
+        change(&mut claimed);
+        let attestation = countersigned(&parts[0], &claimed);
+        let out = machine.handle(Input::Revealed { part: parts[0], attestation, salt: [0; 32] }, at(2));
+        let [(job, attempt)] = audits(&out)[..] else { panic!("{name}: {out:?}") };
+        let out = machine.handle(reference(job, attempt, b"right", at(3)), at(3));
+        assert_eq!(evidence(&out), [(parts[0].miner, Offence::WrongResult)], "{name}");
+    }
+}
+
+#[test]
 fn replicas_reveal_only_when_all_have_committed_and_agree_to_a_quorum() {
     let mut machine = machine(trusting(), 4);
     trust(&mut machine, 4);
