@@ -19,6 +19,9 @@
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod listening;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod private;
 mod processes;
 mod report;
 mod workload;
