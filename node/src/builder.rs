@@ -26,6 +26,7 @@ use crate::services::directory::Directory;
 use crate::services::jobs::{JobsClient, JobsClientParts};
 use crate::services::proofs;
 use crate::services::registry::{self, RegistryHandle};
+use crate::services::rejoin;
 use crate::services::transfer;
 #[cfg(feature = "executor")]
 use crate::services::work::{Misbehaviour, invite::Invite};
@@ -179,6 +180,7 @@ pub(crate) struct Parts {
     pub(crate) directory: Directory,
     pub(crate) registry: RegistryHandle,
     pub(crate) jobs: JobsClient,
+    rejoin: rejoin::Rejoin,
     pub(crate) transfers: Arc<transfer::TransferStats>,
     #[cfg(feature = "executor")]
     pub(crate) work: work::Work,
@@ -196,6 +198,7 @@ impl Parts {
         }
         #[cfg(not(feature = "executor"))]
         let _nothing_to_drain = drain;
+        self.rejoin.save().await;
         self.stop().await;
     }
 
@@ -238,9 +241,7 @@ struct Assembly {
 impl Assembly {
     fn new(builder: NodeBuilder) -> Result<Self, StartError> {
         let mut config = builder.config;
-        if config.node.roles.is_empty() {
-            config.node.roles.push(Role::Light);
-        }
+        config.node.roles = presets::or_default(config.node.roles);
         let bundle = presets::bundle(&config.node.roles);
         if !cfg!(feature = "executor") && (bundle.miner || bundle.executor || bundle.validator) {
             let reason = "this build runs light nodes only: build sundara-node with feature `executor`";
@@ -319,12 +320,13 @@ impl Assembly {
         let data = |e: &dyn std::fmt::Display| StartError::Data(e.to_string());
         let store = self.store().await?;
         let blobs = Blobs::open(self.blobs_dir(), self.config.blobs.clone()).await.map_err(|e| data(&e))?;
-        let identity =
-            NetIdentity { seed: self.node_key.seed().into(), certificate: self.certificate(), known: Vec::new() };
+        let known = rejoin::known(store.as_ref()).map_err(|e| data(&e))?;
+        let identity = NetIdentity { seed: self.node_key.seed().into(), certificate: self.certificate(), known };
         let (net, driver) = NetHandle::start(self.config.net.clone(), identity)?;
         tasks.spawn("net", driver.run(tasks.token()));
         renew_certificate(&self, &net, &tasks);
         let directory = Directory::start(&net, &tasks);
+        let rejoin = rejoin::start(net.clone(), store.clone(), &tasks.child("rejoin"));
         // A requester that reaches no validator may reach this node.
         net.carry(Topic::Jobs).await;
         let (transfer, fetches) = transfer_channel();
@@ -383,6 +385,7 @@ impl Assembly {
             directory: ports.directory,
             registry: ports.registry,
             jobs,
+            rejoin,
             transfers,
             #[cfg(feature = "executor")]
             work,

@@ -24,6 +24,7 @@ pub(crate) mod miner;
 pub(crate) mod pages;
 pub(crate) mod proofs;
 pub(crate) mod registry;
+pub(crate) mod rejoin;
 #[cfg(feature = "executor")]
 pub(crate) mod scores;
 pub(crate) mod transfer;
