@@ -23,6 +23,7 @@ pub use crate::builder::StartError;
 pub use crate::services::casebook::Case;
 #[cfg(feature = "executor")]
 pub use crate::services::{
+    executors::KnownExecutor,
     miner::{LoggedOffer, OfferState},
     scores::{Draws, EpochScores, MinerScore, ValidatorPages},
     work::Misbehaviour,
@@ -134,7 +135,7 @@ impl Node {
 
     /// Whether it takes offers.
     pub fn is_miner(&self) -> bool {
-        self.parts.config.node.roles.contains(&crate::presets::Role::Miner)
+        crate::presets::bundle(&self.parts.config.node.roles).miner
     }
 
     /// Offers that this miner declined or served, newest first. Empty on other nodes.
@@ -162,12 +163,22 @@ impl Node {
         owner.invite(addresses, life).await.map_err(|e| StartError::Data(e.to_string()))
     }
 
-    /// Sends an attached executor away: its orders move on, and it must be invited again.
+    /// Executors of this miner or validator, those that are away included. Empty on other nodes.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    #[cfg(feature = "executor")]
+    pub fn executors(&self) -> Result<Vec<KnownExecutor>, StoreError> {
+        self.parts.work.executors.as_ref().map_or_else(|| Ok(Vec::new()), |owner| owner.list())
+    }
+
+    /// Sends an attached executor away: its orders move on, and it must be invited again. `false` for one that was never
+    /// attached.
     ///
     /// # Errors
     /// When this node owns no executors, or the store cannot forget it.
     #[cfg(feature = "executor")]
-    pub async fn revoke_executor(&self, node: NodeId) -> Result<(), StartError> {
+    pub async fn revoke_executor(&self, node: NodeId) -> Result<bool, StartError> {
         let owner = self.parts.work.executors.as_ref().ok_or_else(|| {
             StartError::Config("only miners and validators own executors: start with --role miner or validator".into())
         })?;

@@ -237,6 +237,16 @@ pub enum ExecutorCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// List the executors of the running miner or validator, those that are away included.
+    List(ClientArgs),
+    /// Send an attached executor away; it must be invited again.
+    Revoke {
+        /// Its node key, as `executor list` shows it.
+        node: String,
+        /// The node.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
 }
 
 /// Verbs of jobs.

@@ -1,4 +1,6 @@
-//! `peers`, `status`, `evidence`, `scores` and `executor invite`.
+//! `peers`, `status`, `evidence`, `scores` and `executor`.
+
+use std::path::PathBuf;
 
 use hyper::Method;
 use serde_json::Value;
@@ -7,7 +9,7 @@ use super::args::{ClientArgs, ExecutorCommand};
 use super::client::Client;
 use super::exit::{CliResult, Exit};
 use super::out::{self, Out};
-use crate::api::{Case, EpochScores, MinerScore, ValidatorPages};
+use crate::api::{Case, EpochScores, KnownExecutor, MinerScore, ValidatorPages};
 use crate::http::{InviteRequest, Items};
 
 pub(super) async fn peers(args: ClientArgs) -> CliResult {
@@ -74,7 +76,36 @@ pub(super) async fn scores(epoch: Option<u64>, args: ClientArgs) -> CliResult {
 }
 
 pub(super) async fn executor(command: ExecutorCommand) -> CliResult {
-    let ExecutorCommand::Invite { file, life, client } = command;
+    match command {
+        ExecutorCommand::Invite { file, life, client } => invite(file, life, client).await,
+        ExecutorCommand::List(args) => {
+            let list: Items<KnownExecutor> = Client::new(&args.api)?.get("/v1/executors").await?;
+            Out { json: args.json }.show(&list.items, |list| {
+                let row = |e: &KnownExecutor| {
+                    let state = match (e.in_process, e.attached) {
+                        (true, _) => "inside",
+                        (false, true) => "attached",
+                        (false, false) => "away",
+                    };
+                    let figures = [e.slots.to_string(), e.running.to_string()];
+                    let [slots, running] = figures;
+                    vec![e.node.to_string(), state.to_owned(), e.hardware_class.clone(), slots, running]
+                };
+                let heading = ["node", "state", "class", "slots", "running"];
+                out::table(&heading, &list.iter().map(row).collect::<Vec<_>>())
+            })?;
+            Ok(Exit::Ok)
+        }
+        ExecutorCommand::Revoke { node, client } => {
+            let path = format!("/v1/executors/{node}");
+            let answer: Value = Client::new(&client.api)?.json(Method::DELETE, &path, None::<&()>).await?;
+            Out { json: client.json }.show(&answer, |_| format!("sent {node} away"))?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+async fn invite(file: PathBuf, life: Option<u64>, client: ClientArgs) -> CliResult {
     // Before the node makes an invite that nobody could use.
     if std::fs::symlink_metadata(&file).is_ok() {
         return Err(sundara_chain::keys::KeyError::Exists { path: file }.into());

@@ -19,7 +19,7 @@ fn every_command_is_in_the_help_of_its_noun() {
         ("testnet", &[][..]),
         ("key", &["new", "show"]),
         ("config", &["show"]),
-        ("executor", &["invite"]),
+        ("executor", &["invite", "list", "revoke"]),
         ("job", &["submit", "watch", "list", "cancel"]),
         ("model", &["publish", "list", "show", "fetch", "pin", "rm", "gc"]),
         ("peers", &[]),

@@ -36,7 +36,7 @@ const JSON_WITHIN: Duration = Duration::from_secs(30);
 
 /// Every route: method and path.
 #[cfg(test)]
-pub(super) const ROUTES: [(&str, &str); 24] = [
+pub(super) const ROUTES: [(&str, &str); 26] = [
     ("get", "/health"),
     ("get", "/ready"),
     ("get", "/metrics"),
@@ -53,6 +53,8 @@ pub(super) const ROUTES: [(&str, &str); 24] = [
     ("get", "/v1/jobs/{id}/output"),
     ("get", "/v1/jobs/{id}/proof"),
     ("get", "/v1/miner/jobs"),
+    ("get", "/v1/executors"),
+    ("delete", "/v1/executors/{id}"),
     ("post", "/v1/executors/invites"),
     ("get", "/v1/models"),
     ("post", "/v1/models"),
@@ -93,6 +95,8 @@ pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: Canc
         .route("/v1/jobs/{id}/output", get(jobs::output))
         .route("/v1/jobs/{id}/proof", get(jobs::proof))
         .route("/v1/miner/jobs", get(node::miner_jobs))
+        .route("/v1/executors", get(node::executors))
+        .route("/v1/executors/{id}", delete(node::revoke))
         .route("/v1/executors/invites", post(node::invite))
         .route("/v1/models", get(models::list).merge(post(models::publish)))
         .route("/v1/models/show", get(models::show))

@@ -57,6 +57,23 @@ struct ExecutorRecord {
     hardware_class: String,
 }
 
+/// An executor as its owner knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownExecutor {
+    /// Its node key.
+    pub node: NodeId,
+    /// Whether it is here now.
+    pub attached: bool,
+    /// Whether it runs inside this node; that one cannot be sent away.
+    pub in_process: bool,
+    /// Its class.
+    pub hardware_class: String,
+    /// Jobs that it runs at once; 0 while it is away.
+    pub slots: u32,
+    /// Orders that it holds.
+    pub running: u32,
+}
+
 fn invite_key(digest: &Digest) -> Vec<u8> {
     [b"invite/", digest.as_bytes().as_slice()].concat()
 }
@@ -142,11 +159,41 @@ impl ExecutorsHandle {
         })
     }
 
-    /// Sends an executor away; it must be invited again.
+    /// Executors that are here, and those that this owner knows and that are away.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn list(&self) -> Result<Vec<KnownExecutor>, StoreError> {
+        let (rows, _) = EXECUTORS.scan(self.store.as_ref(), &KeyRange::prefix(b"executor/"), KEPT_MAX * 2)?;
+        let here = self.pool.list();
+        let mut list: Vec<KnownExecutor> = here
+            .iter()
+            .map(|e| KnownExecutor {
+                node: e.node,
+                attached: true,
+                in_process: e.in_process,
+                hardware_class: e.hardware_class.clone(),
+                slots: e.slots,
+                running: e.running,
+            })
+            .collect();
+        for (key, record) in rows {
+            let node = key.strip_prefix(b"executor/".as_slice()).and_then(|node| NodeId::try_from(node).ok());
+            if let Some(node) = node.filter(|node| here.iter().all(|e| e.node != *node)) {
+                let hardware_class = record.hardware_class;
+                let (attached, in_process, slots, running) = (false, false, 0, 0);
+                list.push(KnownExecutor { node, attached, in_process, hardware_class, slots, running });
+            }
+        }
+        Ok(list)
+    }
+
+    /// Sends an executor away; it must be invited again. Whether it was known.
     ///
     /// # Errors
     /// When the store cannot forget it.
-    pub(crate) async fn revoke(&self, node: NodeId) -> Result<(), StoreError> {
+    pub(crate) async fn revoke(&self, node: NodeId) -> Result<bool, StoreError> {
+        let known = EXECUTORS.get(self.store.as_ref(), &executor_key(&node))?.is_some();
         let mut batch = WriteBatch::new();
         EXECUTORS.delete(&mut batch, executor_key(&node));
         for (key, record) in self.invites()? {
@@ -155,9 +202,11 @@ impl ExecutorsHandle {
             }
         }
         self.store.commit(batch).await?;
-        self.pool.remove(&node);
-        self.exempt().await;
-        Ok(())
+        if known {
+            self.pool.remove(&node);
+            self.exempt().await;
+        }
+        Ok(known)
     }
 
     fn invites(&self) -> Result<Vec<(bytes::Bytes, InviteRecord)>, StoreError> {

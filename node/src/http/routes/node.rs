@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use sundara_proto::id::NodeId;
 
 use super::{JsonBody, Query, Shared, list_limit};
 use crate::api::Status;
@@ -79,6 +80,24 @@ pub(super) async fn miner_jobs(State(shared): State<Shared>, Query(limit): Query
     let log = shared.node.miner_jobs(list_limit(limit.limit));
     let items = log.map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
     Ok(Json(Items { items }).into_response())
+}
+
+/// `GET /v1/executors`: executors of this miner or validator.
+#[cfg(feature = "executor")]
+pub(super) async fn executors(State(shared): State<Shared>) -> Result<Response, ApiError> {
+    let items = shared.node.executors().map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
+    Ok(Json(Items { items }).into_response())
+}
+
+/// `DELETE /v1/executors/{id}`: sends an attached executor away.
+#[cfg(feature = "executor")]
+pub(super) async fn revoke(State(shared): State<Shared>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let node: NodeId = id.parse().map_err(|_| ApiError::new(Code::BadRequest, "not the node key of an executor"))?;
+    match shared.node.revoke_executor(node).await {
+        Ok(true) => Ok(Json(json!({ "revoked": node })).into_response()),
+        Ok(false) => Err(ApiError::new(Code::NotFound, format!("there is no attached executor {id} here"))),
+        Err(e) => Err(ApiError::new(Code::Refused, e.to_string())),
+    }
 }
 
 /// `POST /v1/executors/invites`: a one-time secret for an executor of this miner or validator.
