@@ -272,3 +272,7 @@ fn is_party(entry: &pb::Entry, who: &Hotkey) -> bool {
         None => false,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -36,7 +36,7 @@ use crate::domain::job::{CleanRecord, Input, JobConfig, JobMachine, JobRecord, M
 use crate::domain::schedule::MinerProfile;
 use crate::net::{NetHandle, PeerEvent};
 use crate::service::{Tasks, wall_now};
-use crate::store::{KeyRange, Keyspace, ProtoTable, SharedStore, StoreError, Table};
+use crate::store::{KeyRange, Keyspace, ProtoTable, SharedStore, StoreError, Table, WriteBatch};
 
 pub(crate) use live::LiveJobs;
 
@@ -251,11 +251,20 @@ impl Dispatch {
             }
             dispatch.take(Input::Restored { job, record: Box::new(record) });
         })?;
-        // Two kinds of records, told apart by their keys.
+        // Two kinds of records, told apart by their keys. As many are kept as the machine holds in memory: what it forgot
+        // while it ran is still in the store.
+        let (mut trust, mut clean) = (self.config.trust_max(), self.config.clean_counts_max);
+        let mut surplus = WriteBatch::new();
         let mut range = Some(KeyRange::all());
         while let Some(r) = range {
             let page = self.store.scan(Keyspace::Scores, &r, crate::store::MAX_SCAN_RECORDS)?;
             for (key, value) in page.items {
+                let left = if key.len() == 32 { &mut trust } else { &mut clean };
+                if *left == 0 {
+                    surplus.delete(Keyspace::Scores, key);
+                    continue;
+                }
+                *left -= 1;
                 let input = match key.len() {
                     32 => MinerRecord::decode(value).ok().map(|record| Input::RestoredMiner(Box::new(record))),
                     _ => perform::clean_from(&key, &value).map(Input::RestoredClean),
@@ -264,6 +273,9 @@ impl Dispatch {
                     Some(input) => self.take(input),
                     None => tracing::error!("a record of a miner's trust is unreadable; the miner begins anew"),
                 }
+            }
+            if !surplus.is_empty() {
+                drop(self.store.commit_relaxed(std::mem::take(&mut surplus)));
             }
             range = page.next;
         }

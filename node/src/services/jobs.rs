@@ -33,7 +33,10 @@ use crate::net::{GossipError, NetHandle};
 use crate::service::Tasks;
 use crate::services::directory::Directory;
 use crate::services::registry::RegistryHandle;
-use crate::store::{JsonTable, KeyRange, Keyspace, SharedStore, Table, WriteBatch, time_key};
+use crate::store::{
+    JsonTable, KeyRange, Keyspace, MAX_SCAN_RECORDS, SharedStore, Store, StoreError, Table, WriteBatch, delete_range,
+    time_key,
+};
 
 pub(crate) use track::Tracked;
 
@@ -129,6 +132,13 @@ pub(crate) fn wall_now() -> UnixMillis {
 impl JobsClient {
     /// Starts the service; it ends with its tasks.
     pub(crate) fn start(parts: JobsClientParts) -> Self {
+        let (store, kept_max) = (parts.store.clone(), parts.config.kept_max);
+        parts.tasks.spawn("retain", async move {
+            // This run deletes its own; those of earlier runs it would not know.
+            if let Err(e) = retain(store.as_ref(), kept_max).await {
+                tracing::warn!(error = %e, "old jobs cannot be deleted");
+            }
+        });
         Self {
             inner: Arc::new(Inner {
                 config: parts.config,
@@ -221,6 +231,22 @@ impl JobsClient {
         self.inner.transfer.fetch(blob, len, sources, mine).await.map_err(|e| gone(e.to_string()))?;
         self.inner.blobs.get(blob, limit::INPUT).await.map_err(|e| gone(e.to_string()))
     }
+}
+
+/// Deletes the oldest kept jobs beyond `kept_max`.
+async fn retain(store: &dyn Store, kept_max: usize) -> Result<(), StoreError> {
+    let mut kept = 0_usize;
+    let mut range = Some(KeyRange::all());
+    while let Some(r) = range {
+        let page = store.scan(Keyspace::Requests, &r, MAX_SCAN_RECORDS)?;
+        kept += page.items.len();
+        range = page.next;
+    }
+    let over = kept.saturating_sub(kept_max) as u64;
+    if over > 0 {
+        delete_range(store, Keyspace::Requests, &KeyRange::all(), over).await?;
+    }
+    Ok(())
 }
 
 /// What goes on gossip.
@@ -425,5 +451,33 @@ impl Inner {
     /// Waits for another validator to come or go, at most `pause`.
     async fn directory_changed(&self, pause: Duration) {
         let _elapsed_is_fine = tokio::time::timeout(pause, self.directory.changed()).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn kept_jobs_of_earlier_runs_go_oldest_first() {
+        let store = MemoryStore::new();
+        let mut batch = WriteBatch::new();
+        for n in 0..50_u64 {
+            let kept = Kept {
+                program: "builtin echo".to_owned(),
+                phase: JobPhase::Finished,
+                submitted_at: UnixMillis(n),
+                detail: String::new(),
+            };
+            REQUESTS.put(&mut batch, time_key(n, &[7; 32]), &kept);
+        }
+        store.commit(batch).wait().unwrap();
+        retain(&store, 20).await.unwrap();
+        let (left, _) = REQUESTS.scan(&store, &KeyRange::all(), 100).unwrap();
+        assert_eq!((left.len(), left[0].1.submitted_at), (20, UnixMillis(30)));
+        retain(&store, 20).await.unwrap();
+        assert_eq!(REQUESTS.scan(&store, &KeyRange::all(), 100).unwrap().0.len(), 20);
     }
 }

@@ -82,7 +82,14 @@ impl Default for JobConfig {
     }
 }
 
+/// Entries of the trust book for each miner that may be known at once: hotkeys come and go.
+const TRUST_PER_MINER: usize = 16;
+
 impl JobConfig {
+    /// Miners in whom trust is remembered.
+    pub fn trust_max(&self) -> usize {
+        self.miners_max.saturating_mul(TRUST_PER_MINER)
+    }
     pub(super) fn accept(&self) -> Duration {
         Duration::from_millis(self.accept_ms)
     }

@@ -15,9 +15,6 @@ use crate::domain::Now;
 use crate::domain::audit::EpochSecret;
 use crate::domain::schedule::Fleet;
 
-/// Entries of the trust book for each miner that may be known at once: hotkeys come and go.
-const TRUST_PER_MINER: usize = 16;
-
 /// Everything of the machine but the jobs themselves, so that a job and this can be borrowed side by side.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -39,7 +36,7 @@ impl Core {
     pub(super) fn new(config: JobConfig, incentive: Digest, epoch: EpochSecret, seed: [u8; 32]) -> Self {
         Self {
             fleet: Fleet::new(config.miners_max, seed),
-            trust: TrustBook::new(config.miners_max.saturating_mul(TRUST_PER_MINER), config.clean_counts_max),
+            trust: TrustBook::new(config.trust_max(), config.clean_counts_max),
             time_off: TimeOff {
                 drop: Duration::from_millis(config.drop_ms),
                 ban: Duration::from_millis(config.ban_ms),
