@@ -16,8 +16,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::presets::Role;
-
 #[cfg(feature = "executor")]
 pub use crate::services::{
     batches::BatchesConfig, executor::ExecutorConfig, intake::IntakeConfig, miner::MinerConfig, scores::ScoresConfig,
@@ -123,10 +121,8 @@ impl Config {
         if self.network.genesis.is_none() && self.network.name.is_empty() {
             return Err(ConfigError::Invalid("network.name is empty and there is no network.genesis; set one".into()));
         }
-        let roles = &self.node.roles;
-        if roles.contains(&Role::Executor) && roles.iter().any(|role| matches!(role, Role::Miner | Role::Validator)) {
-            let reason = "node.roles: an executor works for another node; miners and validators have one of their own";
-            return Err(ConfigError::Invalid(reason.into()));
+        if let Some(reason) = crate::presets::conflict(&self.node.roles) {
+            return Err(ConfigError::Invalid(format!("node.roles: {reason}")));
         }
         Ok(())
     }

@@ -89,6 +89,23 @@ pub(crate) fn bundle(roles: &[Role]) -> Bundle {
     bundle
 }
 
+/// The roles of a node of which nothing was said.
+pub(crate) fn or_default(roles: Vec<Role>) -> Vec<Role> {
+    if roles.is_empty() { vec![Role::Light] } else { roles }
+}
+
+/// Whether the node works for others, who have to reach it.
+pub(crate) fn serves(roles: &[Role]) -> bool {
+    roles.iter().any(|role| *role != Role::Light)
+}
+
+/// Why roles do not go together, if they do not.
+pub(crate) fn conflict(roles: &[Role]) -> Option<&'static str> {
+    let owns = roles.iter().any(|role| matches!(role, Role::Miner | Role::Validator));
+    (owns && roles.contains(&Role::Executor))
+        .then_some("an executor works for another node; miners and validators have one of their own")
+}
+
 /// What the certificate says. Every node is a light node too.
 pub(crate) fn certified(roles: &[Role]) -> Roles {
     roles.iter().fold(Roles::LIGHT, |bits, role| bits.with(role.bits()))

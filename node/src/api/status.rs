@@ -5,7 +5,7 @@ use sundara_proto::id::Hotkey;
 
 use crate::builder::Parts;
 use crate::net::NetStatus;
-use crate::presets::Role;
+use crate::presets::{self, Role};
 #[cfg(feature = "executor")]
 pub use crate::services::{dispatch::DispatchStatus, executor::attached::AttachState, work::pool::ExecutorStatus};
 use crate::store::StoreStatus;
@@ -65,7 +65,7 @@ impl Status {
 fn missing(parts: &Parts, net: Option<&NetStatus>) -> Vec<String> {
     let mut missing = Vec::new();
     let Some(net) = net else { return missing };
-    let serves = parts.config.node.roles.iter().any(|r| *r != Role::Light);
+    let serves = presets::serves(&parts.config.node.roles);
     if net.bootstrap.is_empty() && net.connected == 0 {
         missing.push("a node to join through: --bootstrap ADDR, or --network FILE".to_owned());
     }
