@@ -43,7 +43,7 @@ pub struct AdmissionConfig {
 }
 
 impl Default for AdmissionConfig {
-    /// Anyone, each with up to half of the jobs that a validator holds (`jobs.live_max`).
+    /// Anyone, each with up to half of the jobs that a validator holds (`dispatch.live_max`).
     fn default() -> Self {
         Self {
             anyone: Some(ClientLimits { jobs_per_s: 5_000, burst: 5_000, concurrent: 5_000 }),

@@ -191,10 +191,10 @@ impl JobMachine {
             return Err((format!("not_after {which} by this validator's clock"), false));
         }
         if self.jobs.len() >= config.live_max {
-            return Err((format!("this validator holds {} jobs already: jobs.live_max", config.live_max), true));
+            return Err((format!("this validator holds {} jobs already: dispatch.live_max", config.live_max), true));
         }
         if self.core.seen.len() >= config.seen_max {
-            let text = "job ids are remembered already: jobs.seen_max, or a shorter not_after";
+            let text = "job ids are remembered already: dispatch.seen_max, or a shorter not_after";
             return Err((format!("{} {text}", config.seen_max), true));
         }
         if self.core.fleet.engines().is_empty() {
@@ -370,9 +370,9 @@ impl Core {
             let Some(seat) = job.slots[place].seat else { return };
             let reason = match job.slots[place].stage {
                 Stage::Offered => {
-                    format!("did not answer its offer within {} ms (jobs.accept_ms)", self.config.accept_ms)
+                    format!("did not answer its offer within {} ms (dispatch.accept_ms)", self.config.accept_ms)
                 }
-                Stage::Asked(_) => format!("did not reveal within {} ms (jobs.reveal_ms)", self.config.reveal_ms),
+                Stage::Asked(_) => format!("did not reveal within {} ms (dispatch.reveal_ms)", self.config.reveal_ms),
                 _ => "gave no result in time".to_owned(),
             };
             let part = job.part(seat.miner);

@@ -1,4 +1,4 @@
-//! Settings of the job machine: section `jobs` of the configuration.
+//! Settings of the job machine: section `dispatch` of the configuration.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -92,7 +92,7 @@ impl Core {
         }
         let left = usize::try_from(self.config.offers_max.saturating_sub(job.offers)).unwrap_or(usize::MAX);
         if left < if fresh { empty.len() } else { 1 } {
-            job.trouble = format!("{} offers were made (jobs.offers_max); last: {}", job.offers, job.trouble);
+            job.trouble = format!("{} offers were made (dispatch.offers_max); last: {}", job.offers, job.trouble);
             self.leave_empty(job, now, out);
             return false;
         }
@@ -226,7 +226,7 @@ impl Core {
         job.digests_known |= job.slots.iter().any(|slot| slot.result().is_some());
         let tried = job.attempt - job.first_attempt + 1;
         if tried >= self.config.attempts_max {
-            let reason = format!("{tried} attempts (jobs.attempts_max) came to nothing; last: {}", job.trouble);
+            let reason = format!("{tried} attempts (dispatch.attempts_max) came to nothing; last: {}", job.trouble);
             let kind = if rejected { VerdictKind::Rejected(reason) } else { VerdictKind::Failed(reason) };
             self.finish(job, kind, None, now, out);
             return;

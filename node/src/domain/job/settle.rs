@@ -53,7 +53,7 @@ impl Core {
         let known = self.fleet.owners(&spec.hardware_class);
         let last = if job.trouble.is_empty() { "all were busy" } else { &job.trouble };
         format!(
-            "no miner was free within {} ms (jobs.queue_wait_ms): {} replicas wanted, {known} owners known for class \
+            "no miner was free within {} ms (dispatch.queue_wait_ms): {} replicas wanted, {known} owners known for class \
              {class}; {last}",
             self.config.queue_wait_ms,
             job.slots.len(),
@@ -139,7 +139,7 @@ impl Core {
                     return;
                 }
                 let text = format!(
-                    "the audit of this result could not be run in {} tries (jobs.audit_tries) on the validator's own \
+                    "the audit of this result could not be run in {} tries (dispatch.audit_tries) on the validator's own \
                      executor: {reason}",
                     job.audit_tries
                 );

@@ -360,7 +360,7 @@ fn what_cannot_run_is_refused_before_it_starts_with_the_setting_named() {
     assert!(reason.contains("not_after") && !retryable);
     let mut small = machine(JobConfig { live_max: 1, ..trusting() }, 2);
     begin(&mut small, submission(1, 1), at(1));
-    assert!(refusal(&mut small, submission(2, 1), at(1)).0.contains("jobs.live_max"));
+    assert!(refusal(&mut small, submission(2, 1), at(1)).0.contains("dispatch.live_max"));
 }
 
 #[test]
@@ -386,7 +386,10 @@ fn jobs_wait_for_a_free_slot_in_order_and_give_up_with_a_reason() {
             }
         }
     }
-    assert!(matches!(&reasons[..], [VerdictKind::Failed(why)] if why.contains("jobs.queue_wait_ms")), "{reasons:?}");
+    assert!(
+        matches!(&reasons[..], [VerdictKind::Failed(why)] if why.contains("dispatch.queue_wait_ms")),
+        "{reasons:?}"
+    );
     assert_eq!(machine.core.waiting.len(), 0);
 }
 
