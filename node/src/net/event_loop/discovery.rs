@@ -99,6 +99,11 @@ impl NetDriver {
             Err(error) => Err(format!("ping: {error}")),
         };
         let certified = self.is_agreed(&event.peer);
+        // libp2p keeps the first failure of a row to itself, so this is the second. A wire that was cut says nothing: without
+        // this the system would hold the connection for a quarter of an hour, and nobody would make a new one.
+        if let Err(reason) = &result {
+            self.close_connection(event.connection, reason.clone());
+        }
         self.peers.on_ping(event.peer, result, certified, Instant::now());
     }
 
