@@ -39,6 +39,9 @@ pub(crate) const PUBLISH_GAP: Duration = Duration::from_millis(500);
 const AFTER_CONNECT: Duration = Duration::from_millis(200);
 /// Adverts on account of new peers between two regular ones: in a large mesh peers come all the time.
 const CONNECT_BUDGET: u32 = 8;
+/// Shortest time between adverts on account of a validator that came. Without one it schedules nothing here, and one that
+/// restarts again and again has no budget to use up.
+const VALIDATOR_GAP: Duration = Duration::from_secs(2);
 /// Life of an advert: three may be lost before its node is forgotten. Below [`Advert::LIFE_MAX`].
 const LIFE: Duration = Duration::from_secs(200);
 /// Nodes whose adverts are kept: each takes about 1 KiB.
@@ -135,6 +138,10 @@ impl Publisher {
                     changed.ok().map_or(Some(PUBLISH_EVERY), |()| Some(Duration::ZERO))
                 }
                 event = peers.recv() => match event {
+                    Ok(PeerEvent::Connected(peer)) if peer.roles.contains(Roles::VALIDATOR) => {
+                        let gap = self.last.map_or(Duration::ZERO, |last| VALIDATOR_GAP.saturating_sub(last.elapsed()));
+                        Some(AFTER_CONNECT.max(gap))
+                    }
                     Ok(PeerEvent::Connected(_)) | Err(broadcast::error::RecvError::Lagged(_)) => self.for_newcomer(),
                     Ok(_) => continue,
                     Err(broadcast::error::RecvError::Closed) => return,
