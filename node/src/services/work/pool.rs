@@ -113,6 +113,7 @@ struct Member {
     class: ExecutorClass,
     running: u32,
     capacity: u32,
+    done: u64,
     faults: u32,
     rests_until: Option<Instant>,
     /// Cancelled when it is gone: its orders move on.
@@ -141,7 +142,7 @@ pub(crate) enum NoRoom {
     Busy,
 }
 
-/// An executor as `executor list` shows it.
+/// An executor as its owner's `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExecutorStatus {
     /// Its node key.
@@ -154,6 +155,8 @@ pub struct ExecutorStatus {
     pub slots: u32,
     /// Orders that it holds.
     pub running: u32,
+    /// Orders that it ended with a result since it came.
+    pub done: u64,
     /// Faults in a row.
     pub faults: u32,
 }
@@ -220,7 +223,8 @@ impl Pool {
             } else if members.len() < MEMBERS_MAX {
                 let gone = CancellationToken::new();
                 let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
-                let member = Member { id, link, class, running: 0, capacity, faults: 0, rests_until: None, gone };
+                let member =
+                    Member { id, link, class, running: 0, capacity, done: 0, faults: 0, rests_until: None, gone };
                 members.insert(node, member);
             } else {
                 return false;
@@ -266,6 +270,7 @@ impl Pool {
                 hardware_class: m.class.hardware_class.clone(),
                 slots: m.class.slots,
                 running: m.running,
+                done: m.done,
                 faults: m.faults,
             })
             .collect();
@@ -410,7 +415,10 @@ impl Pool {
         let mut members = self.members();
         let Some(member) = members.get_mut(node) else { return };
         match fault {
-            None => (member.faults, member.rests_until) = (0, None),
+            None => {
+                member.done += 1;
+                (member.faults, member.rests_until) = (0, None);
+            }
             Some(_) => {
                 let rest = REST.saturating_mul(1 << member.faults.min(6)).min(REST_MAX);
                 member.faults = member.faults.saturating_add(1);
