@@ -203,7 +203,9 @@ impl Follow {
             }
             _ => Err(CliError::new(
                 Exit::Unreachable,
-                format!("the node stopped before job {id} ended; `job watch {id}` goes on when it is back"),
+                format!(
+                    "the node stopped before job {id} ended, and forgets it; submit it again when the node is back"
+                ),
             )),
         }
     }
