@@ -17,7 +17,7 @@ pub use hotkey::{
     HotkeyFile, create_hotkey, import_hotkey, load_hotkey, load_or_create_hotkey, show_hotkey, write_hotkey_seed,
 };
 pub use node::{create_node_key, load_node_key, load_or_create_node_key};
-pub use private::{create as create_secret_file, read as read_secret_file};
+pub use private::read as read_secret_file;
 
 use std::io;
 use std::path::{Path, PathBuf};

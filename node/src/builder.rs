@@ -142,9 +142,10 @@ impl NodeBuilder {
         })
     }
 
-    /// The owner's invitation of an executor, and further addresses of the owner.
+    /// The owner's invitation of an executor, which names the mesh too, and further addresses of the owner.
     #[cfg(feature = "executor")]
     pub fn invited(mut self, invite: Invite, owner: Vec<libp2p::Multiaddr>) -> Self {
+        self.network = Some(invite.network());
         self.config.net.bootstrap.extend(owner.iter().cloned());
         self.invite = Some(invite);
         self.owner_addresses = owner;

@@ -15,7 +15,7 @@ const FILE_BYTES_MAX: usize = 16 << 10;
 
 /// Writes `content` to a new file of mode 0600. The content is complete and on disk before the name exists: it is
 /// written to a temporary name and then linked, and a link never replaces what is there. Its directory is made, mode 0700, where it is missing.
-pub fn create(path: &Path, content: &[u8]) -> Result<(), KeyError> {
+pub(super) fn create(path: &Path, content: &[u8]) -> Result<(), KeyError> {
     // Said early for the common case; the link below decides.
     if fs::symlink_metadata(path).is_ok() {
         return Err(KeyError::Exists { path: path.to_path_buf() });

@@ -11,7 +11,7 @@ use super::exit::{CliError, CliResult, Exit};
 use super::out;
 use crate::api::{Invite, Node, Status};
 use crate::builder::NodeBuilder;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, NetworkConfig};
 use crate::http::{self, Server};
 use crate::presets::Role;
 use crate::telemetry;
@@ -105,6 +105,10 @@ fn builder(config: &Config) -> Result<NodeBuilder, CliError> {
         return Err(CliError::new(Exit::Usage, message));
     };
     let invite = Invite::read(file).map_err(|e| CliError::new(Exit::Usage, e))?;
+    // The invitation names its mesh; settings that name another are a mistake.
+    if config.network != NetworkConfig::default() {
+        invite.check(&config.network.network()).map_err(|e| CliError::new(Exit::Usage, e))?;
+    }
     let owner = config.attach.miner.iter().chain(&config.attach.validator).map(|address| {
         address.parse().map_err(|e| CliError::new(Exit::Usage, format!("attach: address `{address}`: {e}")))
     });

@@ -9,7 +9,7 @@ use super::args::{ClientArgs, ExecutorCommand};
 use super::client::Client;
 use super::exit::{CliResult, Exit};
 use super::out::{self, Out};
-use crate::api::{Case, EpochScores, KnownExecutor, MinerScore, ValidatorPages};
+use crate::api::{Case, EpochScores, Invite, KnownExecutor, MinerScore, ValidatorPages};
 use crate::http::{InviteRequest, Items};
 
 pub(super) async fn peers(args: ClientArgs) -> CliResult {
@@ -111,9 +111,14 @@ async fn invite(file: PathBuf, life: Option<u64>, client: ClientArgs) -> CliResu
         return Err(sundara_chain::keys::KeyError::Exists { path: file }.into());
     }
     let body = InviteRequest { life_s: life };
-    let invite: Value = Client::new(&client.api)?.json(Method::POST, "/v1/executors/invites", Some(&body)).await?;
-    sundara_chain::keys::create_secret_file(&file, serde_json::to_string_pretty(&invite)?.as_bytes())?;
-    let text = format!("wrote {}; give it to the executor: sundara-node --role executor --invite {0}", file.display());
+    let invite: Invite = Client::new(&client.api)?.json(Method::POST, "/v1/executors/invites", Some(&body)).await?;
+    invite.write(&file)?;
+    let owner = invite.addresses.first().map_or("ADDR", String::as_str);
+    let text = format!(
+        "wrote {}, good for one executor. Start it with --validator in the place of --miner if this node is a validator:\n  \
+         sundara-node --role executor --miner {owner} --invite {0}",
+        file.display()
+    );
     Out { json: client.json }.show(&serde_json::json!({ "file": file }), |_| text)?;
     Ok(Exit::Ok)
 }
