@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 
 use crate::crypto::{Network, Payload, Scheme, Signed, SignedError};
 use crate::id::{Hotkey, NodeId};
@@ -12,8 +12,7 @@ use crate::units::UnixMillis;
 use crate::wire::{self, WireError, WireMessage};
 
 /// What a node does for the mesh, as its certificate and adverts claim. A set of bits.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Roles(pub u32);
 
 impl Roles {
@@ -38,13 +37,23 @@ impl Roles {
     pub fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+
+    /// Names of those that this version knows.
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::KNOWN.into_iter().filter(move |(role, _)| self.contains(*role)).map(|(_, name)| name)
+    }
 }
 
 impl fmt::Display for Roles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> =
-            Self::KNOWN.iter().filter(|(role, _)| self.contains(*role)).map(|(_, name)| *name).collect();
-        f.write_str(&names.join(","))
+        f.write_str(&self.names().collect::<Vec<_>>().join(","))
+    }
+}
+
+/// For people and programs that show it: the list of names.
+impl Serialize for Roles {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.names())
     }
 }
 

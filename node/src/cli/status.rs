@@ -22,6 +22,7 @@ pub(super) async fn peers(args: ClientArgs) -> CliResult {
         let cell = |peer: &Value, name: &str| match peer.get(name) {
             None | Some(Value::Null) => "-".to_owned(),
             Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
             Some(other) => other.to_string(),
         };
         let row = |peer: &Value| columns.iter().map(|name| cell(peer, name)).collect();
