@@ -15,6 +15,7 @@ mod keys;
 mod models;
 mod node;
 mod out;
+mod signals;
 mod sse;
 mod status;
 mod testnet;
@@ -87,9 +88,10 @@ async fn speak(command: Command) -> CliResult {
             _ => Err(CliError::new(Exit::Failure, "the command does not speak to a node")),
         }
     };
+    let mut signals = signals::Signals::new()?;
     tokio::select! {
         ended = work => ended,
-        _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
+        () = signals.next() => Ok(Exit::Interrupted),
     }
 }
 

@@ -119,6 +119,13 @@ impl Member {
         }
     }
 
+    async fn stop(self) {
+        match self.running {
+            Running::Here(node) => node.shutdown().await,
+            Running::Child(child) => child.stop().await,
+        }
+    }
+
     /// The child process, where it is one.
     pub fn child(&mut self) -> Option<&mut ChildNode> {
         match &mut self.running {
@@ -184,14 +191,11 @@ impl Testnet {
         self.validators.len() + self.miners.len() + 1
     }
 
-    /// Stops the client first, then miners and validators, each draining what it runs.
+    /// Stops the client first, then the validators, which need the miners to end what they run, then the miners.
     pub async fn shutdown(self) {
         self.client.shutdown().await;
-        for member in self.miners.into_iter().chain(self.validators) {
-            match member.running {
-                Running::Here(node) => node.shutdown().await,
-                Running::Child(child) => child.stop().await,
-            }
+        for group in [self.validators, self.miners] {
+            futures::future::join_all(group.into_iter().map(Member::stop)).await;
         }
     }
 }

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 /// Exit codes with their meanings, as `--help` shows them.
 pub const EXIT_CODES: [(Exit, &str); 8] = [
-    (Exit::Ok, "done"),
+    (Exit::Ok, "done; also a node or testnet that a signal asked to stop, and that did so in order"),
     (Exit::Failure, "failed; the message says why"),
     (Exit::Usage, "wrong flags or configuration"),
     (Exit::Unreachable, "the local API cannot be reached"),
     (Exit::Refused, "refused, or there is no such thing"),
     (Exit::Job, "the job ended without a verified result, or its program did not complete"),
     (Exit::Proof, "the proof does not hold"),
-    (Exit::Interrupted, "stopped by a signal"),
+    (Exit::Interrupted, "stopped by a signal before it was done"),
 ];
 
 /// How a command ended.

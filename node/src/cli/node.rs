@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::args::{LogArgs, NodeArgs};
 use super::exit::{CliError, CliResult, Exit};
 use super::out;
+use super::signals::Signals;
 use crate::api::{Invite, Node, Status};
 use crate::builder::NodeBuilder;
 use crate::config::{Config, LogFormat, NetworkConfig};
@@ -87,6 +86,7 @@ async fn work(
     };
     tokio::select! {
         () = signals.next() => Ok(Exit::Ok),
+        () = standard_input_ends(), if config.node.stop_with_stdin => Ok(Exit::Ok),
         failure = node.failed() => {
             let message = format!("task {} broke: {}; start the node again", failure.task, failure.detail);
             Err(CliError::new(Exit::Failure, message))
@@ -165,24 +165,11 @@ async fn watch(node: &Node, first: Status) -> CliResult {
     }
 }
 
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The next of either. Cancel safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
+/// Returns when whoever holds the other end of standard input is gone. The thread that waits for it ends with the process.
+async fn standard_input_ends() {
+    let read = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    let ended = tokio::task::spawn_blocking(read).await;
+    tracing::info!(whole = matches!(ended, Ok(Ok(_))), "standard input ended (node.stop_with_stdin)");
 }
 
 /// Writes a file that others read, so that they never see a part of it.

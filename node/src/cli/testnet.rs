@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::{LogArgs, TestnetArgs};
 use super::exit::{CliError, CliResult, Exit};
 use super::out::{self, Out};
+use super::signals::Signals;
 use crate::api::JobFailure;
 use crate::config::{HttpConfig, LogConfig, NetworkFile};
 use crate::http::{self, Server};
@@ -68,10 +69,17 @@ pub(super) fn run(args: TestnetArgs, log: &LogArgs) -> CliResult {
     start_log(log, &log_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let stop = CancellationToken::new();
+        let mut mesh = std::pin::pin!(mesh(&args, &dir, &log_file, stop.clone()));
+        // The first signal ends the work, the second one the program.
         tokio::select! {
-            ended = mesh(&args, &dir, &log_file) => ended,
-            // While it starts; later the signal ends the work, not the program.
-            _ = second_interrupt() => Ok(Exit::Interrupted),
+            ended = mesh.as_mut() => return ended,
+            () = signals.next() => stop.cancel(),
+        }
+        tokio::select! {
+            ended = mesh => ended,
+            () = signals.next() => Ok(Exit::Interrupted),
         }
     });
     runtime.shutdown_background();
@@ -92,22 +100,7 @@ fn start_log(log: &LogArgs, file: &Path) -> Result<(), CliError> {
     telemetry::init_file_only(&config).map_err(|e| CliError::new(Exit::Usage, e))
 }
 
-async fn second_interrupt() {
-    for _ in 0..2 {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path) -> CliResult {
-    let stop = CancellationToken::new();
-    let stopper = stop.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stopper.cancel();
-        }
-    });
+async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path, stop: CancellationToken) -> CliResult {
     let bar = out::spinner(format!("starting {} nodes", args.validators + args.miners + 1));
     let mut builder = Testnet::builder()
         .validators(args.validators.into())
@@ -121,7 +114,10 @@ async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path) -> CliResult {
     if args.processes {
         builder = builder.processes(std::env::current_exe().context("the path of this program")?);
     }
-    let testnet = builder.start().await?;
+    let testnet = tokio::select! {
+        started = builder.start() => started?,
+        () = stop.cancelled() => return Ok(Exit::Interrupted),
+    };
     let api = serve_api(&testnet, dir).await;
     bar.set_message("publishing the classifier");
     let wanted = args.jobs.or(args.exit.then_some(JOBS_DEFAULT));
@@ -151,7 +147,11 @@ async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path) -> CliResult {
         api.shutdown().await;
     }
     testnet.shutdown().await;
-    Ok(if args.exit && !report.is_clean() { Exit::Job } else { Exit::Ok })
+    Ok(match args.exit {
+        true if wanted.is_some_and(|wanted| report.jobs.submitted < wanted) => Exit::Interrupted,
+        true if !report.is_clean() => Exit::Job,
+        _ => Exit::Ok,
+    })
 }
 
 /// The API of the client: at its usual address if that is free, else at another.

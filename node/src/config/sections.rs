@@ -18,11 +18,14 @@ pub struct NodeConfig {
     pub roles: Vec<Role>,
     /// Store, blobs and keys. Two nodes never share one.
     pub data_dir: PathBuf,
+    /// Ends the process as a signal would when its standard input ends: a node that another program runs does not outlive
+    /// it then, however it ended. Default: false.
+    pub stop_with_stdin: bool,
 }
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { roles: Vec::new(), data_dir: default_data_dir() }
+        Self { roles: Vec::new(), data_dir: default_data_dir(), stop_with_stdin: false }
     }
 }
 

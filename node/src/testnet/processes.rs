@@ -7,7 +7,7 @@ use std::time::Duration;
 use sundara_chain::keys;
 use sundara_proto::crypto::Network;
 use sundara_proto::id::Hotkey;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use crate::api::StartError;
 use crate::presets::Role;
@@ -15,7 +15,7 @@ use crate::presets::Role;
 /// Time in which a child must listen.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Time that a child has to drain and end after it was asked to.
-const STOP_WITHIN: Duration = Duration::from_secs(40);
+const STOP_WITHIN: Duration = crate::api::DRAIN_WITHIN.saturating_add(Duration::from_secs(15));
 /// How often the child's state file is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -30,9 +30,11 @@ pub(super) struct ChildSpec<'a> {
     pub(super) slots: u32,
 }
 
-/// A running child. Killed when dropped.
+/// A running child. Killed when dropped; stops by itself when this process is gone without having dropped it.
 pub struct ChildNode {
     child: Child,
+    /// Its end tells the child to drain and stop.
+    stdin: Option<ChildStdin>,
     addresses: Vec<String>,
     log: PathBuf,
     restart: Restart,
@@ -42,6 +44,8 @@ pub struct ChildNode {
 struct Restart {
     binary: PathBuf,
     dir: PathBuf,
+    /// Where it listened before: the others know it by these addresses. Empty: any free port.
+    listen: Vec<String>,
 }
 
 impl ChildNode {
@@ -54,7 +58,7 @@ impl ChildNode {
             keys::write_hotkey_seed(&hotkey, seed)?;
         }
         std::fs::write(spec.dir.join("config.toml"), configuration(spec)).map_err(data)?;
-        let restart = Restart { binary: spec.binary.to_path_buf(), dir: spec.dir.to_path_buf() };
+        let restart = Restart { binary: spec.binary.to_path_buf(), dir: spec.dir.to_path_buf(), listen: Vec::new() };
         restart.start().await
     }
 
@@ -81,7 +85,7 @@ impl ChildNode {
         self.child.kill().await
     }
 
-    /// Starts it again on the same data after [`Self::kill`].
+    /// Starts it again on the same data and addresses after [`Self::kill`].
     ///
     /// # Errors
     /// When it does not come up.
@@ -92,14 +96,9 @@ impl ChildNode {
 
     /// Asks it to drain and end, and kills it when it does not.
     pub async fn stop(mut self) {
-        if let Some(pid) = self.child.id() {
-            // The process is our own child and not yet reaped, so the id is still its own.
-            let asked = Command::new("kill").arg("-TERM").arg(pid.to_string()).status().await;
-            if asked.is_ok_and(|status| status.success())
-                && tokio::time::timeout(STOP_WITHIN, self.child.wait()).await.is_ok()
-            {
-                return;
-            }
+        drop(self.stdin.take());
+        if tokio::time::timeout(STOP_WITHIN, self.child.wait()).await.is_ok() {
+            return;
         }
         if let Err(e) = self.child.kill().await {
             tracing::warn!(error = %e, "a child process could not be killed");
@@ -121,12 +120,18 @@ impl Restart {
         let mut child = Command::new(&self.binary)
             .arg("--data-dir")
             .arg(&self.dir)
-            .stdin(Stdio::null())
+            .args(self.listen.iter().flat_map(|address| ["--listen", address]))
+            .env("SUNDARA_NODE__STOP_WITH_STDIN", "true")
+            .stdin(Stdio::piped())
             .stdout(output.try_clone().map_err(data)?)
             .stderr(output)
+            // A terminal's ctrl-c is for this process, which stops its children in order.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| StartError::Config(format!("{}: {e}", self.binary.display())))?;
+        // Waiting for a child closes the standard input that it holds.
+        let stdin = child.stdin.take();
         let ready = tokio::time::timeout(READY_WITHIN, listening(&state));
         let addresses = tokio::select! {
             ready = ready => ready.map_err(|_| {
@@ -137,9 +142,15 @@ impl Restart {
                 return Err(StartError::Config(format!("a child ended with {status}: see {}", log.display())));
             }
         };
-        let restart = Restart { binary: self.binary.clone(), dir: self.dir.clone() };
-        Ok(ChildNode { child, addresses, log, restart })
+        let listen = addresses.iter().map(|address| without_peer(address).to_owned()).collect();
+        let restart = Restart { binary: self.binary.clone(), dir: self.dir.clone(), listen };
+        Ok(ChildNode { child, stdin, addresses, log, restart })
     }
+}
+
+/// A multiaddress without the PeerId at its end.
+fn without_peer(address: &str) -> &str {
+    address.split_once("/p2p/").map_or(address, |(address, _)| address)
 }
 
 /// Waits for the file that a node writes, in one piece, once it listens.
