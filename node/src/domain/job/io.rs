@@ -169,7 +169,7 @@ pub enum Input {
 /// Why a miner turns an offer down, as far as scheduling cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decline {
-    /// Busy, shutting down or out of disk: ask again after a while, meanwhile others.
+    /// Busy, shutting down, out of disk or without its executor: ask again after a while, meanwhile others.
     Later,
     /// This job will not run there: not admitted, limits too high, publisher not allowed, unsupported.
     NotThis,

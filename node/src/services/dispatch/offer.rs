@@ -185,15 +185,12 @@ impl Courier {
 fn declined(part: Part, d: pb::Declined) -> Input {
     use pb::declined::Reason as R;
     let reason = match d.reason() {
-        R::Busy | R::ShuttingDown | R::DiskFull | R::NoExecutor | R::Unspecified => Decline::Later,
+        // Of the wrong class is only who has just lost an executor: its next advert will say so, or that it is back.
+        R::Busy | R::ShuttingDown | R::DiskFull | R::NoExecutor | R::WrongClass | R::Unspecified => Decline::Later,
         R::Duplicate => Decline::Duplicate,
-        R::NotAdmitted
-        | R::PublisherNotAllowed
-        | R::LimitsTooHigh
-        | R::WrongClass
-        | R::Expired
-        | R::Malformed
-        | R::Unsupported => Decline::NotThis,
+        R::NotAdmitted | R::PublisherNotAllowed | R::LimitsTooHigh | R::Expired | R::Malformed | R::Unsupported => {
+            Decline::NotThis
+        }
     };
     Input::Declined { part, reason, detail: shorten(d.detail) }
 }
