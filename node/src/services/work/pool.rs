@@ -125,9 +125,12 @@ impl Member {
         self.rests_until.is_some_and(|until| until > now)
     }
 
-    /// Smaller is the better choice: awake before resting, then the smaller part of its slots in use.
-    fn load(&self, now: Instant) -> (bool, u64) {
-        (self.resting(now), u64::from(self.running) * 1_000 / u64::from(self.class.slots.max(1)))
+    /// Smaller is the better choice: awake before resting, a free slot before a queue, a process of its own before the one
+    /// that speaks for all of them, then the smaller part of its slots in use.
+    fn load(&self, now: Instant) -> (bool, bool, bool, u64) {
+        let inside = matches!(self.link, Link::InProcess(_));
+        let load = u64::from(self.running) * 1_000 / u64::from(self.class.slots.max(1));
+        (self.resting(now), self.running >= self.class.slots, inside, load)
     }
 }
 
@@ -302,7 +305,7 @@ impl Pool {
         self.inner.freed.notify_waiters();
     }
 
-    /// Takes a place at the least loaded executor of a class; an empty class is any.
+    /// Takes a place at the best executor of a class, see [`Member::load`]; an empty class is any.
     pub(crate) fn reserve(&self, hardware_class: &str) -> Result<Reservation, NoRoom> {
         self.place(Want::Class(hardware_class), &[])
     }
