@@ -13,7 +13,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `event_loop`, `event_loop/` | the one select loop and its handlers |
-//! | `behaviour`, `gate`, `streams`, `transport`, `muxer` | how libp2p is put together |
+//! | `behaviour`, `gate`, `streams`, `transport`, `read_ahead`, `muxer` | how libp2p is put together |
 //! | `cert` | the handshake on /cert, before anything else of ours |
 //! | `rpc/`, `gossip`, `dht`, `bulk` | the four ways of talking |
 //! | `scoring`, `limits`, `peers`, `bootstrap`, `nat` | policy towards peers |
@@ -36,6 +36,7 @@ mod metrics;
 mod muxer;
 mod nat;
 mod peers;
+mod read_ahead;
 mod rpc;
 mod scoring;
 mod status;

@@ -11,6 +11,7 @@ use libp2p::{PeerId, dns, noise, quic, relay, tcp};
 
 use super::config::{NetError, TransportKind};
 use super::muxer::Yamux;
+use super::read_ahead::ReadAhead;
 
 /// TCP, noise and yamux together must be done by then. Cuts connections that are opened and say nothing.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,6 +28,7 @@ pub(super) fn build(
     match kind {
         TransportKind::Memory => {
             let transport = MemoryTransport::default()
+                .map(|socket, _| ReadAhead::new(socket))
                 .upgrade(Version::V1Lazy)
                 .authenticate(noise)
                 .multiplex(Yamux)
@@ -47,6 +49,7 @@ pub(super) fn build(
             };
             let streams = relayed
                 .or_transport(direct)
+                .map(|socket, _| ReadAhead::new(socket))
                 .upgrade(Version::V1Lazy)
                 .authenticate(noise)
                 .multiplex(Yamux)
