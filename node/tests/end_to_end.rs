@@ -11,6 +11,7 @@ use sundara_node::testnet::{Testnet, Workload};
 use sundara_node::{JobEvent, JobFailure, JobOrder, JobPhase, Node};
 use sundara_proto::attestation::Outcome;
 use sundara_proto::job::Limits;
+use sundara_proto::units::ByteCount;
 use sundara_proto::verdict::VerdictKind;
 
 /// Long enough for a debug build on a busy machine; a test that reaches it hangs.
@@ -105,8 +106,14 @@ async fn large_inputs_and_outputs_travel_as_blobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_results_of_their_own_kind() {
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
-    let limits = Limits { fuel: 10_000_000, ..Limits::default() };
-    for (job, expected) in [("spin", Outcome::OutOfFuel), ("exit", Outcome::ExitCode(7))] {
+    let short = Limits { fuel: 10_000_000, ..Limits::default() };
+    for (job, limits, expected) in [
+        ("spin", short, Outcome::OutOfFuel),
+        ("flood", short, Outcome::OutOfFuel),
+        ("flood", Limits::default(), Outcome::OutputLimit),
+        ("alloc", Limits { memory: ByteCount::mib(16), ..Limits::default() }, Outcome::MemoryLimit),
+        ("exit", short, Outcome::ExitCode(7)),
+    ] {
         let order = JobOrder::builtin(job).params("7").limits(limits).replicas(2);
         let handle = testnet.client().jobs().submit(order).await.unwrap();
         let result = within(handle.result()).await.unwrap_or_else(|e| panic!("{job}: {e}"));
