@@ -10,7 +10,6 @@ mod live;
 mod offer;
 mod perform;
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,8 +132,6 @@ pub(crate) struct Dispatch {
     machine: JobMachine,
     live: LiveJobs,
     commits: FuturesUnordered<Commit>,
-    /// Offers under way, to cut them when they are abandoned.
-    offers: HashMap<crate::domain::job::Part, CancellationToken>,
     timer: Option<Instant>,
     begun: Instant,
     status: watch::Sender<DispatchStatus>,
@@ -169,7 +166,6 @@ pub(crate) fn start(parts: DispatchParts) -> Result<DispatchHandle, StoreError> 
         machine,
         live: LiveJobs::default(),
         commits: FuturesUnordered::new(),
-        offers: HashMap::new(),
         timer: None,
         begun,
         status,

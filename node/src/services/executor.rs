@@ -38,7 +38,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::work::certs::CertSlot;
 use super::work::{Command, ExecutorEvent, ExecutorFault, ExecutorHandle, Misbehaviour, Order, RunSide};
 use crate::blobs::{Blobs, TransferHandle};
-use crate::service::{Tasks, Workers};
+use crate::service::Tasks;
 use crate::services::registry::RegistryHandle;
 use models::Models;
 
@@ -117,7 +117,6 @@ struct Inner {
     misbehaviour: Option<Misbehaviour>,
     slots: Arc<Semaphore>,
     held: AtomicUsize,
-    signers: Workers,
 }
 
 /// Starts the executor; it ends with its tasks.
@@ -134,7 +133,6 @@ pub(crate) fn start(parts: ExecutorParts) -> std::io::Result<ExecutorHandle> {
         models: Models::new(parts.registry, parts.runtime.clone()),
         slots: Arc::new(Semaphore::new(slots as usize)),
         held: AtomicUsize::new(0),
-        signers: Workers::new("attest", slots as usize),
         config: parts.config,
         network: parts.network,
         key: parts.key,

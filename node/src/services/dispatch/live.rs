@@ -8,8 +8,9 @@ use sundara_proto::crypto::Signed;
 use sundara_proto::id::{BlobId, JobId};
 use sundara_proto::job::JobSpec;
 use sundara_proto::pb;
+use tokio_util::sync::CancellationToken;
 
-use crate::domain::job::Submission;
+use crate::domain::job::{Part, Submission};
 use crate::services::Watcher;
 use crate::store::{Keyspace, SharedStore};
 
@@ -31,7 +32,9 @@ pub(crate) struct LiveJob {
     /// Result bytes that came with an attestation, by digest.
     outputs: Vec<(BlobId, Bytes)>,
     /// The audit under way.
-    pub(crate) audit: Option<tokio_util::sync::CancellationToken>,
+    pub(crate) audit: Option<CancellationToken>,
+    /// Offers that were made, to cut those that are abandoned.
+    offers: Vec<(Part, CancellationToken)>,
 }
 
 impl LiveJob {
@@ -56,6 +59,22 @@ impl LiveJob {
     /// Output bytes with that digest, where a miner sent them.
     pub(crate) fn output(&self, digest: &BlobId) -> Option<Bytes> {
         self.outputs.iter().find(|(id, _)| id == digest).map(|(_, bytes)| bytes.clone())
+    }
+
+    /// Notes an offer, and gives what cuts it and the reveal that follows it.
+    pub(crate) fn offered(&mut self, part: Part) -> CancellationToken {
+        self.offers.retain(|(p, _)| *p != part);
+        self.cut(part)
+    }
+
+    /// What cuts the offer of this part.
+    pub(crate) fn cut(&mut self, part: Part) -> CancellationToken {
+        if let Some((_, known)) = self.offers.iter().find(|(p, _)| *p == part) {
+            return known.clone();
+        }
+        let cut = CancellationToken::new();
+        self.offers.push((part, cut.clone()));
+        cut
     }
 
     pub(crate) fn tell(&self, event: &pb::job_event::Kind) {
@@ -112,6 +131,7 @@ impl LiveJobs {
                 watchers: Vec::new(),
                 outputs: Vec::new(),
                 audit: None,
+                offers: Vec::new(),
             }
         });
         live.watchers.retain(|w| !w.is_closed());
@@ -136,6 +156,7 @@ impl LiveJobs {
                 watchers: Vec::new(),
                 outputs: Vec::new(),
                 audit: None,
+                offers: Vec::new(),
             },
         );
     }

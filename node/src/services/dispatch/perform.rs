@@ -295,7 +295,7 @@ impl Dispatch {
         stream: bool,
         deadline: Duration,
     ) {
-        let Some(live) = self.live.get(&part.job) else { return };
+        let Some(live) = self.live.get_mut(&part.job) else { return };
         let inline_input = live.inline_input(&self.store);
         if live.has_inline_input && inline_input.is_none() {
             let reason = "input is gone from the store".to_owned();
@@ -318,9 +318,7 @@ impl Dispatch {
             requester: live.spec.requester(),
             deadline,
         };
-        let cut = CancellationToken::new();
-        self.offers.retain(|_, token| !token.is_cancelled());
-        self.offers.insert(part, cut.clone());
+        let cut = live.offered(part);
         let courier = self.courier();
         self.tasks.spawn("offer", courier.offer(order, cut));
     }
@@ -337,17 +335,17 @@ impl Dispatch {
     }
 
     fn send_reveal(&mut self, part: Part, node: sundara_proto::id::NodeId) {
-        let requester = self.live.get(&part.job).map(|live| live.spec.requester());
-        let Some(requester) = requester else { return };
-        let cut = self.offers.entry(part).or_default().clone();
+        let Some(live) = self.live.get_mut(&part.job) else { return };
+        let requester = live.spec.requester();
+        let cut = live.cut(part);
         let courier = self.courier();
         let within = Duration::from_millis(self.config.reveal_ms);
         self.tasks.spawn("reveal", courier.reveal(part, node, requester, within, cut));
     }
 
     fn send_abandon(&mut self, part: Part, node: sundara_proto::id::NodeId, reason: String) {
-        if let Some(cut) = self.offers.remove(&part) {
-            cut.cancel();
+        if let Some(live) = self.live.get_mut(&part.job) {
+            live.cut(part).cancel();
         }
         let net = self.net.clone();
         let request = pb::request::Kind::Abandon(pb::Abandon { job: part.job.into(), attempt: part.attempt, reason });

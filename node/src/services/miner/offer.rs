@@ -54,12 +54,10 @@ pub(super) struct Accepted {
 impl Inner {
     pub(super) async fn serve_offer(self: Arc<Self>, accepting: Accepting, mut reply: Reply) {
         let Accepting { peer, offer, job, place, stop } = accepting;
-        let network = self.network;
-        let raw = offer.spec.unwrap_or_default();
-        let spec = match self.workers.run(move || Signed::<JobSpec>::verify(&network, raw)).await {
-            Ok(Ok(spec)) => Arc::new(spec),
-            Ok(Err(e)) => return self.decline(reply, peer, None, &Decline::malformed(&format!("spec: {e}"))),
-            Err(e) => return reply.fail(FailureCode::Internal, e.to_string()),
+        // One signature here and there costs less than to hand it to another thread.
+        let spec = match Signed::<JobSpec>::verify(&self.network, offer.spec.unwrap_or_default()) {
+            Ok(spec) => Arc::new(spec),
+            Err(e) => return self.decline(reply, peer, None, &Decline::malformed(&format!("spec: {e}"))),
         };
         let within = Duration::from_millis(offer.deadline_ms).min(JobSpec::NOT_AFTER_MAX);
         let deadline = Instant::now() + within;
@@ -107,7 +105,7 @@ impl Inner {
             () = tokio::time::sleep_until(deadline) => Err(Stop::Unwanted("its deadline passed")),
             result = async {
                 let executed = self.follow(job, place, reply).await?;
-                self.countersign(executed).await.map_err(Stop::Fault)
+                Ok(self.countersign(executed))
             } => result,
         }
     }
@@ -134,20 +132,12 @@ impl Inner {
         }
     }
 
-    pub(super) async fn countersign(&self, executed: Executed) -> Result<Shown, ExecutorFault> {
-        let (network, key) = (self.network, self.key.clone());
+    pub(super) fn countersign(&self, executed: Executed) -> Shown {
         let Executed { attestation, inline_output } = executed;
-        let signed = self.workers.run(move || {
-            let over = Countersignature {
-                attestation: attestation.digest(),
-                job: attestation.job,
-                attempt: attestation.attempt,
-            };
-            let countersignature = Signed::sign(&network, &key, over);
-            CountersignedAttestation { attestation, countersignature }
-        });
-        let attestation = signed.await.map_err(|e| ExecutorFault::passing(e.to_string()))?;
-        Ok(Shown { attestation: Arc::new(attestation), inline_output })
+        let over =
+            Countersignature { attestation: attestation.digest(), job: attestation.job, attempt: attestation.attempt };
+        let countersignature = Signed::sign(&self.network, &self.key, over);
+        Shown { attestation: Arc::new(CountersignedAttestation { attestation, countersignature }), inline_output }
     }
 
     /// Shows the result, or commits to it and holds it.

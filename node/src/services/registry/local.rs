@@ -29,8 +29,11 @@ pub struct LocalModel {
 }
 
 /// A model that was verified a moment ago.
+#[derive(Clone)]
 pub(crate) struct Ready {
     model: LocalModel,
+    /// Blob of its manifest.
+    blob: BlobId,
     since: Instant,
 }
 
@@ -41,13 +44,13 @@ pub(crate) async fn local(
     hints: Vec<NodeId>,
 ) -> Result<LocalModel, RegistryError> {
     if let Some(ready) = ready(inner, &model) {
-        return Ok(ready);
+        return Ok(ready.model);
     }
     // Those who come meanwhile wait here and find it ready.
     let turn = lock(&inner.fetching).entry(model).or_default().clone();
     let guard = turn.lock().await;
     let result = match ready(inner, &model) {
-        Some(ready) => Ok(ready),
+        Some(ready) => Ok(ready.model),
         None => install(inner, model, manifest, hints).await,
     };
     drop(guard);
@@ -60,10 +63,10 @@ pub(crate) async fn local(
 }
 
 /// Forgets what was verified too long ago, so that it can be evicted, and returns `model` if it is still fresh.
-fn ready(inner: &Inner, model: &ModelId) -> Option<LocalModel> {
+fn ready(inner: &Inner, model: &ModelId) -> Option<Ready> {
     let mut ready = lock(&inner.ready);
     ready.retain(|_, r| r.since.elapsed() < READY_FOR);
-    ready.get(model).map(|r| r.model.clone())
+    ready.get(model).cloned()
 }
 
 async fn install(inner: &Inner, model: ModelId, blob: BlobId, hints: Vec<NodeId>) -> Result<LocalModel, RegistryError> {
@@ -76,7 +79,7 @@ async fn install(inner: &Inner, model: ModelId, blob: BlobId, hints: Vec<NodeId>
     let artifacts = manifest.artifacts.iter().enumerate().map(|(i, a)| (a.name.clone(), a.blob, path(i + 1))).collect();
     let program = path(0);
     let local = LocalModel { model, manifest, program, artifacts, _files: Arc::new(files) };
-    lock(&inner.ready).insert(model, Ready { model: local.clone(), since: Instant::now() });
+    lock(&inner.ready).insert(model, Ready { model: local.clone(), blob, since: Instant::now() });
     Ok(local)
 }
 
@@ -106,6 +109,10 @@ pub(crate) async fn manifest(
     blob: BlobId,
     hints: Vec<NodeId>,
 ) -> Result<ModelManifest, RegistryError> {
+    // A busy validator asks for every job.
+    if let Some(ready) = ready(inner, &model).filter(|r| r.blob == blob) {
+        return Ok(ready.model.manifest);
+    }
     if let Ok(manifest) = manifest_here(inner, model, blob).await {
         return Ok(manifest);
     }
