@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
-use sundara_benches::raw::{self, Pair, Settings};
+use sundara_benches::raw::{self, Carried, Pair, Settings};
 use sundara_benches::{Args, Child, Parent, Report, Target, Usage, median};
 use sundara_node::{Network, Node};
 use sundara_proto::units::ByteCount;
@@ -29,8 +29,14 @@ const FETCHER: &str = "fetcher";
 fn main() -> Result<()> {
     if let Some(parent) = Parent::of_this() {
         return match parent.part.as_str() {
-            PROVIDER => parent.run(None, provide(&parent, parent.order()?)),
-            FETCHER => parent.run(None, fetch(&parent, parent.order()?)),
+            PROVIDER => {
+                let order: ProviderOrder = parent.order()?;
+                parent.run(order.workers, provide(&parent, order))
+            }
+            FETCHER => {
+                let order: FetcherOrder = parent.order()?;
+                parent.run(order.workers, fetch(&parent, order))
+            }
             _ => raw::run_part(&parent).map(drop),
         };
     }
@@ -44,44 +50,80 @@ fn main() -> Result<()> {
 fn beside_raw(args: &Args, report: &mut Report) -> Result<()> {
     let dir = args.temp_dir()?;
     let model = write_model(dir.path(), LEN)?;
-    let mut pair = Pair::start(&Settings::default(), Some(model.join(WEIGHTS)))?;
-    let mut mesh = Mesh::start(dir.path(), &model, 1, 0)?;
-    let idle = (mesh.providers[0].usage()?, mesh.fetcher.usage()?);
-    mesh.forget_peaks()?;
-    let (mut ceiling, mut ours, mut ratios, mut costs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let settings = Settings::default();
+    let mut pair = Pair::start(&settings, Some(model.join(WEIGHTS)))?;
+    let mut meshes = Vec::new();
+    for (name, workers) in [("with as many workers as raw", Some(settings.workers)), ("with a worker a core", None)] {
+        let dir = dir.path().join(name);
+        std::fs::create_dir(&dir)?;
+        let mesh = Mesh::start(&dir, &model, MeshOrder { providers: 1, upload_bytes_per_s: 0, workers })?;
+        meshes.push(Measured::new(name, mesh)?);
+    }
+    let mut ceiling = Vec::new();
     for run in 0..=args.runs(RUNS) {
         let sink = dir.path().join("sink");
         let raw = pair.carry(LEN, Some(sink.clone()))?;
         std::fs::remove_file(sink)?;
-        let before = mesh.cpu()?;
-        let seconds = mesh.fetch()?;
-        let cpu = mesh.cpu()?.saturating_sub(before);
-        mesh.forget_model()?;
+        for measured in &mut meshes {
+            measured.fetch(&raw, run > 0)?;
+        }
         // The first run warms the page cache, and windows.
         if run > 0 {
-            let gigabytes = LEN as f64 / 1e9;
-            ceiling.push(gigabytes / raw.seconds);
-            ours.push(gigabytes / seconds);
-            ratios.push(raw.seconds / seconds);
-            costs.push(cpu.as_secs_f64() / gigabytes);
+            ceiling.push(LEN as f64 / 1e9 / raw.seconds);
         }
     }
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let grown =
-        |child: &Child, idle: Usage| Ok::<_, anyhow::Error>(mib(child.usage()?.peak_rss.saturating_sub(idle.rss)));
     report.add("raw streams, file to fresh file", "GB/s", &ceiling);
-    report.add("fetch, verified", "GB/s", &ours);
-    report.add("fetch, verified, processor", "s/GB", &costs);
-    report.add_with_target("fetch / raw streams", "", &ratios, Target::AtLeast(0.85));
-    let target = Target::AtMost(64.0);
-    report.add_with_target("memory of the fetcher over idle, peak", "MiB", &[grown(&mesh.fetcher, idle.1)?], target);
-    report.add_with_target(
-        "memory of the provider over idle, peak",
-        "MiB",
-        &[grown(&mesh.providers[0], idle.0)?],
-        target,
-    );
+    for measured in &meshes {
+        measured.report(report)?;
+    }
     Ok(())
+}
+
+/// A mesh of one provider, and what its fetches took.
+struct Measured {
+    name: &'static str,
+    mesh: Mesh,
+    idle: (Usage, Usage),
+    rates: Vec<f64>,
+    ratios: Vec<f64>,
+    costs: Vec<f64>,
+}
+
+impl Measured {
+    fn new(name: &'static str, mesh: Mesh) -> Result<Self> {
+        let idle = (mesh.providers[0].usage()?, mesh.fetcher.usage()?);
+        mesh.forget_peaks()?;
+        Ok(Self { name, mesh, idle, rates: Vec::new(), ratios: Vec::new(), costs: Vec::new() })
+    }
+
+    fn fetch(&mut self, raw: &Carried, counts: bool) -> Result<()> {
+        let before = self.mesh.cpu()?;
+        let seconds = self.mesh.fetch()?;
+        let cpu = self.mesh.cpu()?.saturating_sub(before);
+        self.mesh.forget_model()?;
+        if counts {
+            let gigabytes = LEN as f64 / 1e9;
+            self.rates.push(gigabytes / seconds);
+            self.ratios.push(raw.seconds / seconds);
+            self.costs.push(cpu.as_secs_f64() / gigabytes);
+        }
+        Ok(())
+    }
+
+    fn report(&self, report: &mut Report) -> Result<()> {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let grown =
+            |child: &Child, idle: Usage| Ok::<_, anyhow::Error>(mib(child.usage()?.peak_rss.saturating_sub(idle.rss)));
+        report.add(format!("fetch, verified, {}", self.name), "GB/s", &self.rates);
+        report.add("  processor", "s/GB", &self.costs);
+        report.add_with_target("  / raw streams", "", &self.ratios, Target::AtLeast(0.85));
+        let most = Target::AtMost(64.0);
+        let (provider, fetcher) =
+            (grown(&self.mesh.providers[0], self.idle.0)?, grown(&self.mesh.fetcher, self.idle.1)?);
+        report.add_with_target("  memory of the fetcher over idle, peak", "MiB", &[fetcher], most);
+        report.add_with_target("  memory of the provider over idle, peak", "MiB", &[provider], most);
+        Ok(())
+    }
 }
 
 fn from_two(args: &Args, report: &mut Report) -> Result<()> {
@@ -91,7 +133,7 @@ fn from_two(args: &Args, report: &mut Report) -> Result<()> {
     for providers in [1, 2] {
         let dir = dir.path().join(providers.to_string());
         std::fs::create_dir(&dir)?;
-        let mut mesh = Mesh::start(&dir, &model, providers, SLOW)?;
+        let mut mesh = Mesh::start(&dir, &model, MeshOrder { providers, upload_bytes_per_s: SLOW, workers: None })?;
         let mut samples = Vec::new();
         for _ in 0..args.runs(SLOW_RUNS) {
             samples.push(SLOW_LEN as f64 / 1e6 / mesh.fetch()?);
@@ -125,8 +167,18 @@ struct Mesh {
     model: String,
 }
 
+/// How a mesh is to be.
+struct MeshOrder {
+    providers: usize,
+    /// Cap of each provider; 0 for none.
+    upload_bytes_per_s: u64,
+    /// tokio workers of each node; as the binary has them where there is none.
+    workers: Option<usize>,
+}
+
 impl Mesh {
-    fn start(dir: &Path, model: &Path, providers: usize, upload_bytes_per_s: u64) -> Result<Self> {
+    fn start(dir: &Path, model: &Path, order: MeshOrder) -> Result<Self> {
+        let MeshOrder { providers, upload_bytes_per_s, workers } = order;
         let mut started = Vec::new();
         let mut serving: Vec<Serving> = Vec::new();
         for i in 0..providers {
@@ -134,6 +186,7 @@ impl Mesh {
                 data_dir: dir.join(format!("provider-{i}")),
                 model: model.to_owned(),
                 upload_bytes_per_s,
+                workers,
                 bootstrap: serving.iter().map(|s| s.address.clone()).collect(),
             };
             let mut child = Child::start(PROVIDER, &order)?;
@@ -142,6 +195,7 @@ impl Mesh {
         }
         let order = FetcherOrder {
             data_dir: dir.join("fetcher"),
+            workers,
             bootstrap: serving.iter().map(|s| s.address.clone()).collect(),
         };
         let mut fetcher = Child::start(FETCHER, &order)?;
@@ -175,6 +229,7 @@ struct ProviderOrder {
     data_dir: PathBuf,
     model: PathBuf,
     upload_bytes_per_s: u64,
+    workers: Option<usize>,
     bootstrap: Vec<String>,
 }
 
@@ -187,6 +242,7 @@ struct Serving {
 #[derive(Serialize, Deserialize)]
 struct FetcherOrder {
     data_dir: PathBuf,
+    workers: Option<usize>,
     bootstrap: Vec<String>,
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use futures::StreamExt as _;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, SwarmBuilder, gossipsub, identity, noise, tcp, yamux};
@@ -33,8 +33,13 @@ const MESSAGE: usize = 1024;
 const PERIOD: Duration = Duration::from_millis(200);
 /// Messages of one run.
 const MESSAGES: usize = 100;
-/// Time for the meshes to settle. Ours look for each other with both cores for the first 15 s.
-const SETTLE: Duration = Duration::from_secs(25);
+/// Time for gossipsub's meshes to form: some heartbeats of a second.
+const SETTLE: Duration = Duration::from_secs(8);
+/// A mesh is at rest when the process has used less than this share of a core for so many seconds in a row: nodes of
+/// ours look for each other first, with both cores. It comes to rest in well less than the longest wait.
+const REST_CORES: f64 = 0.25;
+const REST_SECONDS: usize = 3;
+const REST_WITHIN: Duration = Duration::from_secs(60);
 /// When a message that somebody lacks counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Runs of each kind.
@@ -128,6 +133,7 @@ type Publisher = mpsc::Sender<u64>;
 
 async fn measure(hub: &Hub, publishers: &[Publisher]) -> Result<Seen> {
     tokio::time::sleep(SETTLE).await;
+    come_to_rest().await?;
     let before = Usage::of_this()?;
     let mut beat = tokio::time::interval(PERIOD);
     for number in 0..MESSAGES as u64 {
@@ -146,6 +152,20 @@ async fn measure(hub: &Hub, publishers: &[Publisher]) -> Result<Seen> {
     let latencies_ms = std::mem::take(&mut hub.state().arrivals_ms);
     let lost = expected.saturating_sub(latencies_ms.len());
     Ok(Seen { lost, cpu_us: cpu.as_secs_f64() * 1e6 / expected as f64, latencies_ms })
+}
+
+/// Waits until nothing but upkeep goes on in this process.
+async fn come_to_rest() -> Result<()> {
+    let (began, mut quiet) = (Instant::now(), 0);
+    let mut last = Usage::of_this()?.cpu;
+    while quiet < REST_SECONDS {
+        ensure!(began.elapsed() < REST_WITHIN, "the mesh does not come to rest");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = Usage::of_this()?.cpu;
+        quiet = if now.saturating_sub(last).as_secs_f64() < REST_CORES { quiet + 1 } else { 0 };
+        last = now;
+    }
+    Ok(())
 }
 
 /// Which earlier nodes node `i` dials.
