@@ -1,4 +1,4 @@
-//! The real binary as real processes: nodes that are killed, drained and asked, and the commands that ask them.
+//! The real binary as real processes: nodes that are killed, cut off, drained and asked, and the commands that ask them.
 //!
 //! One mesh runs at a time ([`kit::turn`]): each has processes enough for two cores.
 #![allow(clippy::unwrap_used, unreachable_pub)]
@@ -11,6 +11,8 @@ mod commands;
 mod crash;
 #[path = "processes/kit.rs"]
 mod kit;
+#[path = "processes/namespaces.rs"]
+mod namespaces;
 #[path = "processes/shutdown.rs"]
 mod shutdown;
 #[path = "processes/testnet.rs"]

@@ -1,8 +1,9 @@
-//! Executors in processes of their own.
+//! Executors in processes of their own, for a miner and for a validator.
 
 use std::path::PathBuf;
 
 use sundara_node::JobOrder;
+use sundara_proto::verdict::VerdictKind;
 
 use super::kit::{Mesh, NodeProcess, end, found, local_config, run, turn};
 
@@ -57,6 +58,21 @@ async fn an_invited_executor_serves_its_miner() {
     let node = box_one.json(&["status"]).await["net"]["node"].clone();
     assert_eq!(serde_json::json!(attested.attestation.executor()), node);
     assert_eq!(attested.miner(), miner.hotkey);
+    requester.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invited_executor_audits_for_its_validator() {
+    let _turn = turn().await;
+    let mesh = Mesh::start(1, 2).await;
+    let requester = mesh.requester().await;
+    let validator = &mesh.validators[0];
+    let _trusted = executor(&mesh, "trusted", validator, "--validator", "cpu").await;
+    listed(validator, |_| true).await;
+    // A new miner is audited at every job, and audits go to the executor that is there for them.
+    let job = requester.jobs().submit(JobOrder::builtin("echo").input("hello")).await.unwrap();
+    assert_eq!(end(&job).await.unwrap().kind(), &VerdictKind::Audited);
+    assert_eq!(listed(validator, |e| e["done"].as_u64() > Some(0)).await["done"], 1);
     requester.shutdown().await;
 }
 

@@ -1,4 +1,4 @@
-//! Power cuts: kill -9 of a miner and of a validator in the middle of jobs.
+//! Power cuts: kill -9 of a miner, an executor and a validator in the middle of jobs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use sundara_node::{JobEvent, JobFailure, JobHandle, JobOrder, Node};
 use sundara_proto::id::JobId;
 use sundara_proto::verdict::Standing;
 
-use super::kit::{COUNTED, Mesh, begun, end, publish_countdown, turn, within};
+use super::kit::{COUNTED, Mesh, begun, end, found, publish_countdown, turn, within};
 
 /// Some seconds of work: enough to find out who does it.
 const LONG: u64 = 3_000_000_000;
@@ -55,6 +55,35 @@ async fn the_jobs_of_a_killed_miner_go_to_another() {
     let all = submit(&requester, count(&model, SHORT).replicas(3)).await;
     let result = end(&all).await.unwrap();
     assert!(result.verdict.replicas.iter().any(|r| r.miner == lost && r.standing == Standing::Agreed));
+    let status = mesh.validators[0].json(&["status"]).await;
+    assert_eq!(status["dispatch"]["caught"].as_array().unwrap().len(), 0, "{status}");
+    requester.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_executor_is_a_fault_of_its_miner_and_not_of_the_job() {
+    let _turn = turn().await;
+    let mesh = Mesh::start(1, 1).await;
+    let requester = mesh.requester().await;
+    let model = publish_countdown(&requester, &mesh.path("model")).await;
+    // A class of its own, so that its jobs run nowhere else.
+    let mut executor = super::attach::executor(&mesh, "box", &mesh.miners[0], "--miner", "box").await;
+    let job = submit(&requester, count(&model, LONG).stream(true).hardware_class("box")).await;
+    begun(&job).await;
+    executor.process.kill().await;
+    // The miner knows what happened, and says so.
+    let id = job.id().to_string();
+    let reason = found("the fault is in the miner's log", || async {
+        let list = mesh.miners[0].json(&["job", "list"]).await;
+        let offers = list["miner"].as_array().unwrap().clone();
+        let faulted = offers.into_iter().find(|offer| offer["job"] == *id && offer["state"] == "faulted")?;
+        Some(faulted["detail"].as_str().unwrap().to_owned())
+    })
+    .await;
+    assert!(reason.contains("executor"), "{reason}");
+    executor.restart().await;
+    let result = end(&job).await.unwrap();
+    assert_eq!(result.output.as_deref(), Some(COUNTED));
     let status = mesh.validators[0].json(&["status"]).await;
     assert_eq!(status["dispatch"]["caught"].as_array().unwrap().len(), 0, "{status}");
     requester.shutdown().await;
