@@ -19,7 +19,6 @@ use walls::{Violation, check, heavy_dependencies, strays};
 const KNOWN: &[(&str, &str)] = &[
     ("node/src/blobs.rs", "lines"),
     ("node/src/cli/client.rs", "tokio::spawn"),
-    ("node/src/cli/testnet.rs", "tokio::spawn"),
     ("node/src/services/dispatch/live.rs", "tokio::spawn"),
     ("node/src/services/dispatch/perform.rs", "tokio::spawn"),
     ("node/src/services/registry/publish.rs", "tokio::spawn"),

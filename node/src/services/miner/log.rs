@@ -126,11 +126,12 @@ impl JobLog {
                     OFFERS.put(&mut lost, key, &entry);
                 }
                 if !lost.has_room(4 << 10) {
-                    drop(store.commit_relaxed(std::mem::take(&mut lost)));
+                    drop(store.commit(std::mem::take(&mut lost)));
                 }
             }
         }
-        drop(store.commit_relaxed(lost));
+        // Not put off: the log is asked for as soon as this node is up.
+        drop(store.commit(lost));
         Ok(Self { store, entries, miner, max, count: AtomicU64::new(count), state: Mutex::new(state) })
     }
 

@@ -1,6 +1,7 @@
 //! Settles epochs whose pages are open: fetches what other validators ruled, draws their audits again, and counts.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -255,12 +256,15 @@ impl Settler {
     fn draw_again(&self, author: &Hotkey, counted: &[Verdict], shown: &mut ValidatorPages) -> Result<(), StoreError> {
         let mut secrets: BTreeMap<u64, Option<EpochSecret>> = BTreeMap::new();
         for verdict in counted {
-            if !secrets.contains_key(&verdict.epoch) {
-                let known = committed(self.store.as_ref(), verdict.epoch, author)?;
-                let secret = known.secret.filter(|_| !known.broken);
-                secrets.insert(verdict.epoch, secret.map(|secret| EpochSecret { epoch: verdict.epoch, secret }));
-            }
-            if let Some(Some(secret)) = secrets.get(&verdict.epoch) {
+            let secret = match secrets.entry(verdict.epoch) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let known = committed(self.store.as_ref(), verdict.epoch, author)?;
+                    let secret = known.secret.filter(|_| !known.broken);
+                    place.insert(secret.map(|secret| EpochSecret { epoch: verdict.epoch, secret }))
+                }
+            };
+            if let Some(secret) = secret {
                 shown.neglected += recheck(secret, verdict, FLOOR).len() as u64;
             }
         }
