@@ -50,13 +50,14 @@ async fn every_kind_of_liar_is_caught_and_no_result_is_wrong() {
     let mut i = 0;
     // Until all four are caught: new miners are audited at every job, so this ends after a few rounds.
     let validator = testnet.validators()[0].node().unwrap().clone();
-    let liars: Vec<_> = testnet.miners().iter().filter(|m| m.misbehaviour.is_some()).map(|m| m.hotkey).collect();
+    let liars: Vec<_> = testnet.miners().iter().filter_map(|m| Some((m.hotkey, m.misbehaviour?))).collect();
     loop {
         let caught = validator.status().await.dispatch.unwrap().caught;
-        if liars.iter().all(|liar| caught.iter().any(|c| c.miner == *liar)) {
+        let free: Vec<_> = liars.iter().filter(|(liar, _)| caught.iter().all(|c| c.miner != *liar)).collect();
+        if free.is_empty() {
             break;
         }
-        assert!(i < 400, "not all liars are caught after {i} jobs: {caught:?}");
+        assert!(i < 400, "after {i} jobs {free:?} are not caught, only {caught:?}");
         let order = workload.order(i, 2);
         let result = within(testnet.client().jobs().submit(order).await.unwrap().result()).await;
         match result {
@@ -137,7 +138,10 @@ async fn a_job_can_be_cancelled_while_it_runs() {
     })
     .await;
     job.cancel().await;
-    assert_eq!(within(job.result()).await.unwrap_err(), JobFailure::Cancelled);
+    // This node's own word, or its validator's verdict where that was faster.
+    let end = within(job.result()).await.unwrap_err();
+    let by_verdict = JobFailure::Failed("cancelled by its requester".to_owned());
+    assert!(end == JobFailure::Cancelled || end == by_verdict, "{end:?}");
     within(testnet.shutdown()).await;
 }
 
