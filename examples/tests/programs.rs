@@ -81,6 +81,13 @@ async fn a_model_is_published_from_a_node_of_ones_own_and_runs() {
     let mut lines = BufReader::new(publisher.stdout.take().unwrap()).lines();
     let name = within(lines.next_line()).await.unwrap().expect("it says the model's name");
     assert!(name.ends_with("/digits@1"), "{name}");
+    // A node that has just joined may find nobody to tell yet, and tells again in a moment.
+    within(async {
+        while testnet.client().models().resolve(&name).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
     let (image, label) = digit_images().swap_remove(0);
     let order = JobOrder::model(name).input(image).replicas(2);
     let result = within(testnet.client().jobs().submit(order).await.unwrap().result()).await.unwrap();

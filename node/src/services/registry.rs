@@ -152,6 +152,8 @@ pub(crate) struct Inner {
     catalog: Mutex<Catalog>,
     /// One publication at a time: a version is compared and written as one step.
     publishing: tokio::sync::Mutex<()>,
+    /// Told when a publication was not put into the DHT.
+    unannounced: tokio::sync::Notify,
     fetching: Mutex<HashMap<ModelId, Arc<tokio::sync::Mutex<()>>>>,
     ready: Mutex<HashMap<ModelId, local::Ready>>,
 }
@@ -192,6 +194,7 @@ pub(crate) fn start(parts: RegistryParts) -> Result<RegistryHandle, RegistryErro
         clock: wall_now,
         catalog: Mutex::default(),
         publishing: tokio::sync::Mutex::default(),
+        unannounced: tokio::sync::Notify::new(),
         fetching: Mutex::default(),
         ready: Mutex::default(),
     })?;

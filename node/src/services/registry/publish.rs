@@ -21,7 +21,7 @@ use crate::blobs::{Access, ImportMode, Sources, lock};
 use crate::domain::catalog::{ModelName, name_of};
 
 /// After a record could not be put into the DHT: when it is tried again, at first and at most.
-const RETRY_FIRST: Duration = Duration::from_secs(15);
+const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 
 /// What a publication made.
@@ -83,6 +83,7 @@ async fn publish_all(inner: &Inner, hotkey: &HotkeyPair, dir: PathBuf) -> Result
     }
     if let Some(reason) = &unannounced {
         tracing::warn!(name = name.name, reason, "published here; the dht does not have the record yet");
+        inner.unannounced.notify_one();
     }
     Ok(Published {
         publisher: name.publisher,
@@ -167,6 +168,8 @@ pub(crate) async fn renew(inner: Arc<Inner>, token: CancellationToken) {
         tokio::select! {
             () = token.cancelled() => return,
             () = sleep(wait) => {}
+            // At once would fail again: the node may have just started.
+            () = async { inner.unannounced.notified().await; sleep(RETRY_FIRST).await } => {}
         }
     }
 }

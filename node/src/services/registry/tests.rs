@@ -74,6 +74,7 @@ fn registry_at(
         clock,
         catalog: Mutex::default(),
         publishing: tokio::sync::Mutex::default(),
+        unannounced: tokio::sync::Notify::new(),
         fetching: Mutex::default(),
         ready: Mutex::default(),
     })
@@ -325,4 +326,26 @@ fn references_are_read_or_refused_in_words() {
         let error = bad.parse::<ModelRef>().unwrap_err().to_string();
         assert!(error.contains("PUBLISHER/NAME"), "{error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_the_dht_did_not_take_is_put_again_soon() {
+    let w = world().await;
+    let publisher = registry_at(&w.a, &w.dht, Arc::new(MemoryStore::new()), Some(key(1)), || NOW);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let renewal = tokio::spawn(publish::renew(publisher.0.clone(), stop.clone()));
+    tokio::task::yield_now().await;
+    *lock(&w.dht.down) = true;
+    assert!(publisher.publish(model(w.dir.path(), 1), &key(1)).await.unwrap().unannounced.is_some());
+    *lock(&w.dht.down) = false;
+    let finder = registry(&w.b, &w.dht);
+    let found = async {
+        while finder.resolve(&reference(1, None)).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    // In the paused clock's seconds; the regular renewal is hours away.
+    tokio::time::timeout(std::time::Duration::from_secs(60), found).await.unwrap();
+    stop.cancel();
+    renewal.await.unwrap();
 }
