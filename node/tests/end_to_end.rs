@@ -17,12 +17,16 @@ use sundara_proto::verdict::VerdictKind;
 /// Long enough for a debug build on a busy machine; a test that reaches it hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// One mesh at a time: each has up to a dozen nodes, which time one another out when there is no processor left for them.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the test made no progress")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_the_default_testnet_are_verified_and_provable() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().start()).await.unwrap();
     let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 12)).await.unwrap();
     let jobs = futures::stream::iter(0..12).map(|i| {
@@ -44,6 +48,7 @@ async fn jobs_of_the_default_testnet_are_verified_and_provable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_liar_is_caught_and_no_result_is_wrong() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().miners(7).byzantine(4).start()).await.unwrap();
     let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 40)).await.unwrap();
     let mut wrong = 0;
@@ -80,6 +85,7 @@ async fn every_kind_of_liar_is_caught_and_no_result_is_wrong() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_streams_while_the_job_runs_and_is_provisional_until_the_verdict() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
     let input = vec![7_u8; 100_000];
     let order = JobOrder::builtin("echo").input(input.clone()).stream(true);
@@ -100,6 +106,7 @@ async fn output_streams_while_the_job_runs_and_is_provisional_until_the_verdict(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_inputs_and_outputs_travel_as_blobs() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
     let input: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
     let job = testnet.client().jobs().submit(JobOrder::builtin("echo").input(input.clone()).replicas(2)).await.unwrap();
@@ -111,6 +118,7 @@ async fn large_inputs_and_outputs_travel_as_blobs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_results_of_their_own_kind() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
     let short = Limits { fuel: 10_000_000, ..Limits::default() };
     for (job, limits, expected) in [
@@ -130,6 +138,7 @@ async fn limits_are_results_of_their_own_kind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_can_be_cancelled_while_it_runs() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
     let job = testnet.client().jobs().submit(JobOrder::builtin("sleep")).await.unwrap();
     let mut events = job.events();
@@ -152,6 +161,7 @@ async fn a_job_can_be_cancelled_while_it_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_survives_the_loss_of_its_miner() {
+    let _turn = TURN.lock().await;
     let mut testnet = within(Testnet::builder().miners(3).start()).await.unwrap();
     let workload = Arc::new(within(Workload::publish(testnet.client(), testnet.data_dir(), 4)).await.unwrap());
     // A job that runs until it is stopped holds one miner; that miner then goes away without a word.
@@ -183,6 +193,7 @@ async fn a_job_survives_the_loss_of_its_miner() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_validators_share_the_jobs_and_stand_in_for_each_other() {
+    let _turn = TURN.lock().await;
     let mut testnet = within(Testnet::builder().validators(2).miners(3).start()).await.unwrap();
     let workload = within(Workload::publish(testnet.client(), testnet.data_dir(), 8)).await.unwrap();
     let mut owners = std::collections::BTreeSet::new();
@@ -204,6 +215,7 @@ async fn two_validators_share_the_jobs_and_stand_in_for_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn announced_jobs_are_taken_followed_and_count_no_longer_than_they_run() {
+    let _turn = TURN.lock().await;
     // One job at a time: a second one is taken only if the first was let go.
     let one = ClientLimits { jobs_per_s: 1_000, burst: 1_000, concurrent: 1 };
     let testnet = Testnet::builder().miners(2).configure(move |config| config.intake.admission.anyone = Some(one));
@@ -224,6 +236,7 @@ async fn announced_jobs_are_taken_followed_and_count_no_longer_than_they_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_reaches_no_validator_goes_on_gossip() {
+    let _turn = TURN.lock().await;
     let testnet = within(Testnet::builder().miners(2).start()).await.unwrap();
     let validator = &testnet.validators()[0];
     let miner = testnet.miners()[0].node().unwrap();
@@ -256,6 +269,7 @@ async fn a_request_that_reaches_no_validator_goes_on_gossip() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_validator_starts_again_with_what_it_knows_of_its_miners() {
+    let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         let testnet = within(Testnet::builder().miners(2).seed(5).data_dir(dir.path()).start()).await.unwrap();

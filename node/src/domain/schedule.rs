@@ -79,7 +79,7 @@ pub struct Candidate {
     /// Part of its slots in use, in 1/1024.
     pub load: u32,
     /// Drawn anew whenever the load changes.
-    pub tie: u32,
+    pub tie: u64,
 }
 
 /// Chooses `count` candidates of distinct owners: those with the model first, then the cheapest, the least loaded, and by

@@ -55,6 +55,8 @@ pub struct Fleet {
     nodes: HashMap<NodeId, Hotkey>,
     engines: Vec<EngineId>,
     pools: Vec<EnginePools>,
+    /// Draws so far.
+    drawn: u64,
     rng: ChaCha8Rng,
     miners_max: usize,
 }
@@ -63,6 +65,7 @@ impl Fleet {
     /// None yet; at most `miners_max` at once.
     pub fn new(miners_max: usize, seed: [u8; 32]) -> Self {
         Self {
+            drawn: 0,
             miners: HashMap::new(),
             nodes: HashMap::new(),
             engines: Vec::new(),
@@ -315,6 +318,10 @@ impl Fleet {
 
     /// Puts one class where it belongs in the pools.
     fn refresh_class(&mut self, hotkey: &Hotkey, number: u8, now: Duration) {
+        // A draw that moves on: who is not picked falls behind those that are, and so comes to its turn; a plain draw would
+        // leave whoever drew high for good.
+        self.drawn += 1;
+        let spread = 2 * self.miners.len().max(1) as u64;
         let Some(miner) = self.miners.get_mut(hotkey) else { return };
         let usable = miner.present && miner.connected;
         let owner: Owner = miner.profile.owner;
@@ -324,7 +331,7 @@ impl Fleet {
         let rank = free.then(|| Rank {
             price: class.price,
             load: class.in_flight * 1_024 / class.slots,
-            tie: self.rng.next_u32(),
+            tie: self.drawn + u64::from(self.rng.next_u32()) % spread,
             miner: *hotkey,
             class: number,
         });

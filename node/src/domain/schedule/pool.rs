@@ -11,7 +11,7 @@ use crate::domain::Owner;
 pub(super) struct Rank {
     pub(super) price: u64,
     pub(super) load: u32,
-    pub(super) tie: u32,
+    pub(super) tie: u64,
     pub(super) miner: Hotkey,
     pub(super) class: u8,
 }
