@@ -106,9 +106,9 @@ impl NodeBuilder {
     /// Nodes to join through, as multiaddresses.
     pub fn bootstrap<S: AsRef<str>>(mut self, addresses: impl IntoIterator<Item = S>) -> Self {
         for address in addresses {
-            match address.as_ref().parse() {
+            match crate::net::address(address.as_ref()) {
                 Ok(address) => self.config.net.bootstrap.push(address),
-                Err(e) => self.bad_address = Some(format!("bootstrap address `{}`: {e}", address.as_ref())),
+                Err(e) => self.bad_address = Some(format!("bootstrap address: {e}")),
             }
         }
         self
@@ -117,9 +117,9 @@ impl NodeBuilder {
     pub fn listen<S: AsRef<str>>(mut self, addresses: impl IntoIterator<Item = S>) -> Self {
         self.config.net.listen.clear();
         for address in addresses {
-            match address.as_ref().parse() {
+            match crate::net::address(address.as_ref()) {
                 Ok(address) => self.config.net.listen.push(address),
-                Err(e) => self.bad_address = Some(format!("listen address `{}`: {e}", address.as_ref())),
+                Err(e) => self.bad_address = Some(format!("listen address: {e}")),
             }
         }
         self

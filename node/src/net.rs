@@ -55,7 +55,7 @@ use sundara_proto::pb;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use bulk::{BlobError, BlobStream, IDLE_TIMEOUT as BLOB_IDLE_TIMEOUT, STREAMS_PER_PEER as BLOB_STREAMS_PER_PEER};
-pub use config::{DEFAULT_PORT, NetConfig, NetError, NetIdentity, NetLimits, TransportKind, default_listen};
+pub use config::{DEFAULT_PORT, NetConfig, NetError, NetIdentity, NetLimits, TransportKind, address, default_listen};
 pub use dht::DhtError;
 pub use event_loop::NetDriver;
 pub use gossip::{Fault, GossipError, GossipMessage, GossipPayload, Topic};

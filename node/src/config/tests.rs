@@ -125,6 +125,18 @@ fn later_layers_win_and_every_value_knows_where_it_came_from() {
 }
 
 #[test]
+fn an_empty_address_is_told_with_its_setting() {
+    for (key, flag) in [("net.bootstrap", "--bootstrap"), ("net.listen", "--listen"), ("net.announce", "--announce")] {
+        let sources = Sources { flags: vec![(key, json!(["/ip4/10.0.0.1/tcp/1", ""]), flag)], ..Sources::default() };
+        let message = Config::resolve(&sources).unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains(flag) && message.contains("empty"), "{message}");
+        let sources = Sources { flags: vec![(key, json!(["10.0.0.1:4101"]), flag)], ..Sources::default() };
+        let message = Config::resolve(&sources).unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains("10.0.0.1:4101"), "{message}");
+    }
+}
+
+#[test]
 fn a_file_in_the_data_directory_is_read_and_a_named_one_must_exist() {
     let dir = tempfile::tempdir().unwrap();
     let data = |path: &Path| ("node.data_dir", json!(path), "--data-dir");

@@ -27,11 +27,14 @@ pub fn default_listen() -> Vec<Multiaddr> {
 pub struct NetConfig {
     /// Addresses to listen on. Default: TCP and QUIC on port 4101 of every IPv4 interface. Empty: none, the node only
     /// dials.
+    #[serde(deserialize_with = "addresses")]
     pub listen: Vec<Multiaddr>,
     /// Addresses by which others reach this node, told to peers as they are. Setting one makes the node a server of
     /// the DHT without waiting for a probe. Default: none, found by autonat.
+    #[serde(deserialize_with = "addresses")]
     pub announce: Vec<Multiaddr>,
     /// Nodes to join through, tried for ever. With or without `/p2p/PEERID`. Default: none.
+    #[serde(deserialize_with = "addresses")]
     pub bootstrap: Vec<Multiaddr>,
     /// Finds nodes on the local network by multicast DNS. Default: false.
     pub mdns: bool,
@@ -63,6 +66,22 @@ pub struct NetConfig {
     /// How long the first retry of a bootstrap address waits; doubles up to a minute.
     #[serde(skip, default = "default_retry")]
     pub bootstrap_retry: Duration,
+}
+
+/// Reads a multiaddress of a setting. The empty text is one to libp2p, and leads nowhere.
+///
+/// # Errors
+/// Why it is none, for its operator to read.
+pub fn address(text: &str) -> Result<Multiaddr, String> {
+    if text.trim().is_empty() {
+        return Err("the address is empty; write /ip4/HOST/tcp/PORT, or leave it out".to_owned());
+    }
+    text.parse().map_err(|e| format!("`{text}`: {e}"))
+}
+
+fn addresses<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Multiaddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    texts.iter().map(|text| address(text).map_err(serde::de::Error::custom)).collect()
 }
 
 fn default_versions() -> RangeInclusive<u32> {
