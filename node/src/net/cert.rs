@@ -33,6 +33,7 @@ use super::dht::wall_clock;
 
 /// A handshake takes two round trips; a peer that needs longer is cut.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT_MS: u64 = TIMEOUT.as_millis() as u64;
 
 /// What this node shows.
 #[derive(Clone, Debug)]
@@ -53,7 +54,8 @@ pub(super) struct Verified {
     pub(super) version: u32,
     pub(super) agent: String,
     pub(super) instance: [u8; 16],
-    /// Its clock minus ours, the way of its message included.
+    /// By how much its clock is certainly ahead of ours; below 0, behind. What the way of its message explains is not
+    /// counted: on a wire that loses packets that is seconds.
     pub(super) skew_ms: i64,
 }
 
@@ -116,6 +118,12 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     connection: ConnectionId,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), End> {
+    // The listener's clock is read after it has our Hello. The dialler's was read before it sent anything: how long
+    // before, the listener does not know, but a handshake does not live for longer than this.
+    let earliest = match side {
+        Side::Dialler => wall_clock(),
+        Side::Listener => UnixMillis(wall_clock().0.saturating_sub(TIMEOUT_MS)),
+    };
     if side == Side::Dialler {
         write(stream, &hello(ours)).await?;
     }
@@ -123,7 +131,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     if !theirs.refusal.is_empty() {
         return Err(End::Refused { reason: clean(&theirs.refusal, limit::TEXT), by_peer: true });
     }
-    let admitted = match verify(ours, node, theirs, wall_clock()) {
+    let admitted = match verify(ours, node, theirs, earliest..=wall_clock()) {
         Ok(peer) => {
             let (answer, admitted) = oneshot::channel();
             let event = Event::Verified { connection, peer: Box::new(peer), answer };
@@ -173,15 +181,29 @@ fn hello(ours: &Ours) -> pb::Hello {
     }
 }
 
-/// Everything that the two Hellos decide by themselves. The error is for the peer's operator to read.
-pub(super) fn verify(ours: &Ours, node: NodeId, theirs: pb::Hello, now: UnixMillis) -> Result<Verified, String> {
+/// Everything that the two Hellos decide by themselves. `sent` is when theirs was made, by our clock, and ends now. The
+/// error is for the peer's operator to read.
+pub(super) fn verify(
+    ours: &Ours,
+    node: NodeId,
+    theirs: pb::Hello,
+    sent: RangeInclusive<UnixMillis>,
+) -> Result<Verified, String> {
     let agent = clean(&theirs.agent, limit::NAME);
     let version = common_version(&ours.versions, theirs.version_min..=theirs.version_max, &agent)?;
     let raw = theirs.certificate.ok_or("no certificate was shown")?;
-    let certificate = Certificate::verify(&ours.network, node, now, raw).map_err(|error| error.to_string())?;
+    let certificate = Certificate::verify(&ours.network, node, *sent.end(), raw).map_err(|error| error.to_string())?;
     let instance = wire::array(&theirs.instance, "instance").map_err(|error| error.to_string())?;
-    let skew_ms = i64::try_from(theirs.now_ms).unwrap_or(i64::MAX).saturating_sub(i64::try_from(now.0).unwrap_or(0));
+    let skew_ms = skew(theirs.now_ms, &sent);
     Ok(Verified { node, certificate, version, agent, instance, skew_ms })
+}
+
+/// How far `theirs` lies outside of `sent`.
+fn skew(theirs: u64, sent: &RangeInclusive<UnixMillis>) -> i64 {
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    let ahead = signed(theirs.saturating_sub(sent.end().0));
+    let behind = signed(sent.start().0.saturating_sub(theirs));
+    if ahead > 0 { ahead } else { -behind }
 }
 
 fn common_version(ours: &RangeInclusive<u32>, theirs: RangeInclusive<u32>, agent: &str) -> Result<u32, String> {

@@ -60,7 +60,7 @@ pub struct PeerStatus {
     pub inbound: bool,
     /// Round trip, microseconds.
     pub rtt_us: Option<u64>,
-    /// Its clock minus ours as measured at the handshake, milliseconds.
+    /// By how many milliseconds its clock was certainly ahead of ours at the handshake; below 0, behind.
     pub clock_skew_ms: Option<i64>,
     /// Gossip score; below -80 it is not listened to.
     pub gossip_score: Option<f64>,

@@ -44,12 +44,12 @@ fn shown(ours: &Ours) -> pb::Hello {
 }
 
 fn refusal(hello: pb::Hello) -> String {
-    verify(&ours(1, 1..=1), node(2), hello, NOW).unwrap_err()
+    verify(&ours(1, 1..=1), node(2), hello, NOW..=NOW).unwrap_err()
 }
 
 #[test]
 fn an_honest_hello_holds() {
-    let peer = verify(&ours(1, 1..=3), node(2), shown(&ours(2, 2..=5)), NOW).unwrap();
+    let peer = verify(&ours(1, 1..=3), node(2), shown(&ours(2, 2..=5)), NOW..=NOW).unwrap();
     assert_eq!((peer.version, peer.skew_ms, peer.instance), (3, 0, [2; 16]));
     assert_eq!(peer.certificate.hotkey(), HotkeyPair::from_seed(&[2; 32]).hotkey());
 }
@@ -87,6 +87,17 @@ fn clocks_may_differ_by_two_seconds() {
     assert!(skew_in_words(2001).unwrap().contains("ahead of"));
     assert!(skew_in_words(-60_000).unwrap().contains("60.0 s behind"));
     assert!(skew_in_words(i64::MIN + 1).is_some());
+}
+
+#[test]
+fn the_way_of_a_hello_is_no_skew() {
+    let sent = UnixMillis(NOW.0 - 5_000)..=NOW;
+    for (theirs, certain) in [(0, 0), (-5_000, 0), (-2_500, 0), (1, 1), (2_500, 2_500), (-5_001, -1), (-9_000, -4_000)]
+    {
+        assert_eq!(skew(NOW.0.saturating_add_signed(theirs), &sent), certain, "{theirs}");
+    }
+    assert_eq!(skew(u64::MAX, &(UnixMillis(0)..=UnixMillis(0))), i64::MAX);
+    assert!(skew(0, &(UnixMillis(u64::MAX)..=UnixMillis(u64::MAX))) <= -i64::MAX);
 }
 
 #[tokio::test(start_paused = true)]
