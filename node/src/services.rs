@@ -31,8 +31,8 @@ pub(crate) mod transfer;
 #[cfg(feature = "executor")]
 pub(crate) mod work;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,6 +44,7 @@ use sundara_proto::pb;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::admission::Admission;
 use crate::domain::audit::EpochSecret;
 use crate::domain::job::{AuditResult, Submission};
 use crate::store::{Keyspace, SharedStore, StoreError, WriteBatch};
@@ -64,6 +65,8 @@ pub(crate) enum Admitted {
         inline_input: Option<Bytes>,
         /// Dropped when the job ends.
         watcher: Watcher,
+        /// Held until the job ends; `None` where it has one already.
+        place: Option<Place>,
     },
     /// Tell the watcher about a job that is known already.
     Watch {
@@ -81,6 +84,20 @@ pub(crate) enum Admitted {
         /// Who asks: only the requester may.
         asker: Hotkey,
     },
+}
+
+/// A job's place among those that its requester may have at once: given back when dropped, whoever listens by then.
+pub(crate) struct Place {
+    /// Who counts.
+    pub(crate) admission: Arc<Mutex<Admission>>,
+    /// Which job.
+    pub(crate) job: JobId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner).release(&self.job);
+    }
 }
 
 /// Receives the events of one job; ends when dispatch drops it.

@@ -10,6 +10,7 @@ use sundara_node::domain::admission::ClientLimits;
 use sundara_node::testnet::{Testnet, Workload};
 use sundara_node::{JobEvent, JobFailure, JobOrder, JobPhase, Node};
 use sundara_proto::attestation::Outcome;
+use sundara_proto::crypto::HotkeyPair;
 use sundara_proto::job::Limits;
 use sundara_proto::units::ByteCount;
 use sundara_proto::verdict::VerdictKind;
@@ -231,6 +232,35 @@ async fn announced_jobs_are_taken_followed_and_count_no_longer_than_they_run() {
         assert_eq!(within(job.output()).await.unwrap(), input);
         assert_eq!(job.summary().phase, JobPhase::Finished);
     }
+    within(testnet.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_counts_until_it_ends_though_its_requester_has_gone() {
+    let _turn = TURN.lock().await;
+    let one = ClientLimits { jobs_per_s: 1_000, burst: 1_000, concurrent: 1 };
+    let testnet = Testnet::builder().miners(1).configure(move |config| config.intake.admission.anyone = Some(one));
+    let testnet = within(testnet.start()).await.unwrap();
+    let validator = &testnet.validators()[0];
+    let requester = async || {
+        let node = Node::builder().hotkey(HotkeyPair::from_seed(&[7; 32])).network(testnet.network());
+        let node = node.bootstrap(testnet.bootstrap()).trust([validator.hotkey]).loopback();
+        within(node.start()).await.unwrap()
+    };
+    let first = requester().await;
+    // It sleeps until its wall limit, and then it is too late to try again.
+    let limits = Limits { wall_ms: 10_000, ..Limits::default() };
+    let order = JobOrder::builtin("sleep").limits(limits).not_after(Duration::from_secs(8));
+    let mut events = first.jobs().submit(order).await.unwrap().events();
+    while !matches!(within(events.next()).await.unwrap(), JobEvent::Started { .. }) {}
+    within(first.shutdown()).await;
+
+    let second = requester().await;
+    let job = second.jobs().submit(JobOrder::builtin("echo").input("hello")).await.unwrap();
+    within(job.result()).await.unwrap();
+    let verdicts = validator.node().unwrap().status().await.dispatch.unwrap().verdicts;
+    assert_eq!(verdicts[4], 1, "the first had to end before the second was taken: {verdicts:?}");
+    within(second.shutdown()).await;
     within(testnet.shutdown()).await;
 }
 

@@ -60,6 +60,8 @@ impl Default for AdmissionConfig {
 pub enum Verdict {
     /// Taken; release the job when it has its verdict or is refused later.
     Admitted,
+    /// Taken before, and still counted: not to be released for this submission.
+    Known,
     /// Not taken.
     Refused {
         /// Names the setting to change.
@@ -104,7 +106,7 @@ impl Admission {
     fn admit_from(&mut self, hotkey: Hotkey, job: JobId, now: Now) -> Verdict {
         let refused = |reason| Verdict::Refused { reason, retryable: true };
         if self.jobs.contains_key(&job) {
-            return Verdict::Admitted;
+            return Verdict::Known;
         }
         let listed = self.config.clients.get(&hotkey).copied();
         let setting = if listed.is_some() { "intake.admission.clients" } else { "intake.admission.anyone" };
@@ -181,7 +183,7 @@ mod tests {
 
     fn refusal(verdict: Verdict) -> Option<String> {
         match verdict {
-            Verdict::Admitted => None,
+            Verdict::Admitted | Verdict::Known => None,
             Verdict::Refused { reason, .. } => Some(reason),
         }
     }
@@ -206,8 +208,9 @@ mod tests {
     fn a_job_counts_once_until_it_is_released() {
         let mut admission = Admission::new(config(1_000, 1_000, 2));
         let client = Hotkey([1; 32]);
+        assert_eq!(admission.admit_from(client, job(1), at(1)), Verdict::Admitted);
         for _ in 0..3 {
-            assert_eq!(admission.admit_from(client, job(1), at(1)), Verdict::Admitted);
+            assert_eq!(admission.admit_from(client, job(1), at(1)), Verdict::Known);
         }
         assert_eq!(admission.admit_from(client, job(2), at(1)), Verdict::Admitted);
         let why = refusal(admission.admit_from(client, job(3), at(1))).unwrap();

@@ -350,8 +350,8 @@ impl Dispatch {
                     }),
                 );
             }
-            Admitted::Submit { submission, inline_input, watcher } => {
-                self.live.submitted(&submission, inline_input, watcher);
+            Admitted::Submit { submission, inline_input, watcher, place } => {
+                self.live.submitted(&submission, inline_input, watcher, place);
                 self.take(Input::Submitted(submission));
             }
             Admitted::Watch { job, asker, watcher } => self.on_watch(job, asker, watcher),

@@ -23,7 +23,7 @@ use sundara_proto::wire::limit;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::directory::Directory;
-use super::{Admitted, WATCH_QUEUED_MAX, Watcher};
+use super::{Admitted, Place, WATCH_QUEUED_MAX, Watcher};
 use crate::blobs::{Access, Blobs, Sources, TransferHandle};
 use crate::domain::Now;
 use crate::domain::admission::{Admission, AdmissionConfig, Verdict as Ruling};
@@ -88,7 +88,7 @@ pub(crate) struct IntakeParts {
 pub(crate) fn start(parts: IntakeParts) {
     let IntakeParts { config, network, net, registry, transfer, blobs, directory, validators, .. } = parts;
     let (requests, announced, admitted, tasks) = (parts.requests, parts.announced, parts.admitted, parts.tasks);
-    let admission = Mutex::new(Admission::new(config.admission.clone()));
+    let admission = Arc::new(Mutex::new(Admission::new(config.admission.clone())));
     let begun = tokio::time::Instant::now();
     let door = Arc::new(Door {
         config,
@@ -118,7 +118,7 @@ struct Door {
     directory: Directory,
     validators: Vec<Hotkey>,
     admitted: mpsc::Sender<Admitted>,
-    admission: Mutex<Admission>,
+    admission: Arc<Mutex<Admission>>,
     begun: tokio::time::Instant,
     tasks: Tasks,
 }
@@ -168,10 +168,7 @@ impl Door {
                     Err(no) => Err(no),
                 };
                 match admitted {
-                    Ok(job) => {
-                        carry(events, reply).await;
-                        self.release(&job);
-                    }
+                    Ok(()) => carry(events, reply).await,
                     Err(no) => refuse(reply, no).await,
                 }
             }
@@ -204,35 +201,28 @@ impl Door {
         Ok((spec, request.inline_input))
     }
 
-    /// The job counts against its requester no longer.
-    fn release(&self, job: &JobId) {
-        self.admission.lock().unwrap_or_else(PoisonError::into_inner).release(job);
-    }
-
-    /// Checks everything and hands the job to dispatch.
+    /// Checks everything and hands the job to dispatch, and with it its place among its requester's: a job counts until it
+    /// ends, whether or not its requester stays.
     async fn admit(
         &self,
         spec: Signed<JobSpec>,
         inline: Option<Bytes>,
         from: &[NodeId],
         watcher: Watcher,
-    ) -> Result<JobId, No> {
+    ) -> Result<(), No> {
         self.check(&spec)?;
         let job = spec.id();
         let now = Now { mono: self.begun.elapsed(), wall: wall_now() };
         let ruling = self.admission.lock().unwrap_or_else(PoisonError::into_inner).admit(&spec, job, now);
-        if let Ruling::Refused { reason, retryable } = ruling {
-            return Err(No { reason, retryable });
-        }
-        let queued = self.resolve(spec, job, inline, from).await.and_then(|(submission, inline_input)| {
-            let order = Admitted::Submit { submission: Box::new(submission), inline_input, watcher };
-            let full = "validator is busy: its queue of submissions is full";
-            self.admitted.try_send(order).map_err(|_| elsewhere(full))
-        });
-        if queued.is_err() {
-            self.release(&job);
-        }
-        queued.map(|()| job)
+        let place = match ruling {
+            Ruling::Admitted => Some(Place { admission: self.admission.clone(), job }),
+            Ruling::Known => None,
+            Ruling::Refused { reason, retryable } => return Err(No { reason, retryable }),
+        };
+        let (submission, inline_input) = self.resolve(spec, job, inline, from).await?;
+        let order = Admitted::Submit { submission: Box::new(submission), inline_input, watcher, place };
+        let full = "validator is busy: its queue of submissions is full";
+        self.admitted.try_send(order).map_err(|_| elsewhere(full))
     }
 
     fn check(&self, spec: &JobSpec) -> Result<(), No> {
@@ -354,52 +344,36 @@ impl Door {
             let Ok(place) = room.clone().try_acquire_owned() else { continue };
             let door = self.clone();
             self.tasks.spawn("announced-job", async move {
-                let taken = door.claim(spec, inline_input, message.from).await;
+                door.claim(spec, inline_input, message.from).await;
                 drop(place);
-                if let Some((job, mut events)) = taken {
-                    // Nobody is told: the requester asks. The channel ends with the job.
-                    while events.recv().await.is_some() {}
-                    door.release(&job);
-                }
             });
         }
     }
 
-    /// Waits for this validator's turn at an announced job, and takes it unless another has. The events of a job that was
-    /// taken, which end with it.
-    async fn claim(
-        &self,
-        spec: Signed<JobSpec>,
-        inline: Option<Bytes>,
-        neighbour: NodeId,
-    ) -> Option<(JobId, mpsc::Receiver<Event>)> {
+    /// Waits for this validator's turn at an announced job, and takes it unless another has.
+    async fn claim(&self, spec: Signed<JobSpec>, inline: Option<Bytes>, neighbour: NodeId) {
         let job = spec.id();
         let order = self.order(&job);
         let own = self.net.local().hotkey;
-        let rank = order.iter().position(|h| *h == own)?;
+        let Some(rank) = order.iter().position(|h| *h == own) else { return };
         tokio::select! {
-            () = self.tasks.token().cancelled_owned() => return None,
+            () = self.tasks.token().cancelled_owned() => return,
             () = tokio::time::sleep(CLAIM_AFTER * u32::try_from(rank).unwrap_or(u32::MAX)) => {}
         }
         for earlier in &order[..rank] {
             if self.has(earlier, &job).await {
-                return None;
+                return;
             }
         }
         // The requester's own nodes, where they are connected, have the input and the model.
         let view = self.directory.snapshot();
         let requester = view.peers.values().filter(|p| p.hotkey == spec.requester()).map(|p| p.node);
         let from: Vec<NodeId> = requester.chain([neighbour]).take(ANNOUNCED_SOURCES_MAX).collect();
-        let (watcher, events) = mpsc::channel(WATCH_QUEUED_MAX);
+        // Nobody is told: the requester asks.
+        let (watcher, _) = mpsc::channel(1);
         match self.admit(spec, inline, &from, watcher).await {
-            Ok(job) => {
-                tracing::info!(%job, rank, "took an announced job");
-                Some((job, events))
-            }
-            Err(no) => {
-                tracing::debug!(%job, reason = %no.reason, "announced job not taken");
-                None
-            }
+            Ok(()) => tracing::info!(%job, rank, "took an announced job"),
+            Err(no) => tracing::debug!(%job, reason = %no.reason, "announced job not taken"),
         }
     }
 

@@ -11,7 +11,7 @@ use sundara_proto::pb;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::job::{Part, Submission};
-use crate::services::Watcher;
+use crate::services::{Place, Watcher};
 use crate::store::{Keyspace, SharedStore};
 
 /// Inline inputs and outputs held in memory; beyond it they are read from the store when they are needed.
@@ -29,6 +29,8 @@ pub(crate) struct LiveJob {
     /// Written with the first record of the job.
     pub(crate) input_kept: bool,
     watchers: Vec<Watcher>,
+    /// Its requester's, since it came to this run.
+    place: Option<Place>,
     /// Result bytes that came with an attestation, by digest.
     outputs: Vec<(BlobId, Bytes)>,
     /// The audit under way.
@@ -118,7 +120,13 @@ impl LiveJobs {
     }
 
     /// A submission that the machine will be told next. Known jobs gain a watcher.
-    pub(crate) fn submitted(&mut self, submission: &Submission, inline: Option<Bytes>, watcher: Watcher) {
+    pub(crate) fn submitted(
+        &mut self,
+        submission: &Submission,
+        inline: Option<Bytes>,
+        watcher: Watcher,
+        place: Option<Place>,
+    ) {
         let len = inline.as_ref().map_or(0, Bytes::len);
         let room = self.held + len <= INLINE_HELD_MAX;
         let live = self.jobs.entry(submission.job).or_insert_with(|| {
@@ -129,11 +137,13 @@ impl LiveJobs {
                 inline_input: inline,
                 input_kept: false,
                 watchers: Vec::new(),
+                place: None,
                 outputs: Vec::new(),
                 audit: None,
                 offers: Vec::new(),
             }
         });
+        live.place = live.place.take().or(place);
         live.watchers.retain(|w| !w.is_closed());
         if live.watchers.len() < WATCHERS_MAX {
             live.watchers.push(watcher);
@@ -154,6 +164,7 @@ impl LiveJobs {
                 has_inline_input,
                 input_kept: true,
                 watchers: Vec::new(),
+                place: None,
                 outputs: Vec::new(),
                 audit: None,
                 offers: Vec::new(),
@@ -193,8 +204,10 @@ impl LiveJobs {
     }
 
     pub(crate) fn remove(&mut self, job: &JobId) -> Option<LiveJob> {
-        let live = self.jobs.remove(job)?;
+        let mut live = self.jobs.remove(job)?;
         self.held -= live.held();
+        // Before its requester hears of the end, and sends the next.
+        drop(live.place.take());
         Some(live)
     }
 }
