@@ -205,6 +205,8 @@ impl ExecutorsHandle {
         if known {
             self.pool.remove(&node);
             self.exempt().await;
+            // It hears of it when it comes back, at once.
+            self.net.disconnect(node, "this executor was sent away").await;
         }
         Ok(known)
     }

@@ -62,6 +62,49 @@ async fn an_invited_executor_serves_its_miner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_owner_lists_its_executors_and_sends_them_away() {
+    let _turn = turn().await;
+    let mesh = Mesh::start(1, 1).await;
+    let miner = &mesh.miners[0];
+    let mut one = executor(&mesh, "box", miner, "--miner", "box").await;
+    let node = one.json(&["status"]).await["net"]["node"].as_str().unwrap().to_owned();
+    let list = async || {
+        let list = miner.json(&["executor", "list"]).await;
+        list.as_array().unwrap().iter().find(|executor| executor["node"] == *node).cloned()
+    };
+    let known = found("it is listed", &list).await;
+    assert_eq!(
+        (&known["attached"], &known["slots"], &known["hardware_class"]),
+        (&true.into(), &1.into(), &"box".into())
+    );
+    let table = miner.run(&["executor", "list"]).await.ok();
+    assert!(table.contains("inside") && table.contains("attached") && table.contains(&node), "{table}");
+
+    // One that is away is known.
+    one.process.kill().await;
+    let away = async || list().await.filter(|executor| executor["attached"] == false);
+    found("it is away", away).await;
+    assert!(miner.run(&["executor", "list"]).await.ok().contains("away"));
+    one.restart().await;
+    found("it is back", async || list().await.filter(|executor| executor["attached"] == true)).await;
+
+    // Sent away it stays away: its certificate is renewed no more.
+    assert_eq!(miner.json(&["executor", "revoke", &node]).await["revoked"], node.as_str());
+    assert!(list().await.is_none());
+    one.process.logged("told", |line| line.contains("not attached").then_some(())).await;
+    one.process.kill().await;
+    one.restart().await;
+    one.process.logged("told again", |line| line.contains("not attached").then_some(())).await;
+    assert!(list().await.is_none());
+    let unknown = miner.run(&["executor", "revoke", &node]).await;
+    assert!(unknown.failed(4).contains("executor"), "{unknown:?}");
+    // A miner and a validator have executors, a light node has none.
+    let light = mesh.node("light", "light", &local_config("")).await;
+    assert_eq!(light.json(&["executor", "list"]).await, serde_json::json!([]));
+    light.run(&["executor", "revoke", &node]).await.failed(4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_invited_executor_audits_for_its_validator() {
     let _turn = turn().await;
     let mesh = Mesh::start(1, 2).await;
