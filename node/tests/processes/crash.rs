@@ -7,12 +7,13 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 use sundara_node::store::{KeyRange, Keyspace, SledStore, Store as _, StoreConfig};
 use sundara_node::{JobEvent, JobFailure, JobHandle, JobOrder, Node};
 use sundara_proto::id::JobId;
 use sundara_proto::verdict::Standing;
 
-use super::kit::{COUNTED, Mesh, begun, end, found, publish_countdown, turn, within};
+use super::kit::{COUNTED, Mesh, NodeProcess, begun, end, found, local_config, publish_countdown, turn, within};
 
 /// Some seconds of work: enough to find out who does it.
 const LONG: u64 = 3_000_000_000;
@@ -25,6 +26,31 @@ fn count(model: &str, n: u64) -> JobOrder {
 
 async fn submit(node: &Node, order: JobOrder) -> JobHandle {
     node.jobs().submit(order).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_finds_the_mesh_again_without_its_bootstrap() {
+    let _turn = turn().await;
+    let mut mesh = Mesh::start(2, 1).await;
+    let second = mesh.validators[1].hotkey.to_string();
+    let sees = async |node: &NodeProcess| {
+        let peers = node.json(&["peers"]).await;
+        let healthy = |peer: &Value| peer["hotkey"] == *second && peer["state"] == "healthy";
+        peers.as_array().unwrap().iter().any(healthy).then_some(())
+    };
+    // It begins with the first validator alone, hears of the second, and is ended in the middle of things.
+    mesh.write_network(&mesh.validators[0].addresses);
+    let mut light = mesh.node("light", "light", &local_config("")).await;
+    found("it hears of the second", || sees(&light)).await;
+    // Whom it saw is on its disk a few seconds later; a stop in order writes it at once.
+    light.process.signal("TERM");
+    assert_eq!(light.process.ended().await, Some(0));
+
+    mesh.write_network(&[]);
+    mesh.validators[0].process.kill().await;
+    light.restart().await;
+    assert_eq!(light.json(&["status"]).await["net"]["bootstrap"], serde_json::json!([]));
+    found("it finds the second by itself", || sees(&light)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
