@@ -32,7 +32,7 @@ pub use crate::services::{
 pub use jobs::{
     JobEvent, JobFailure, JobHandle, JobInput, JobOrder, JobPhase, JobResult, JobSummary, Jobs, ProgramRef, SubmitError,
 };
-pub use models::{Collected, Listed, LocalModel, Models, Published, RegistryError, Shown};
+pub use models::{Collected, Listed, LocalModel, Models, Progress, Published, RegistryError, Shown};
 pub use status::Status;
 #[cfg(feature = "executor")]
 pub use status::{AttachState, DispatchStatus, ExecutorStatus};

@@ -28,6 +28,7 @@ mod tree;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -193,8 +194,19 @@ impl Blobs {
         mode: ImportMode,
         access: Access,
     ) -> Result<Imported, BlobError> {
+        self.import_counted(path, mode, access, Arc::default()).await
+    }
+
+    /// As [`Blobs::import_file`]; `hashed` grows with the bytes that are done.
+    pub(crate) async fn import_counted(
+        &self,
+        path: impl Into<PathBuf>,
+        mode: ImportMode,
+        access: Access,
+        hashed: Arc<AtomicU64>,
+    ) -> Result<Imported, BlobError> {
         let path = path.into();
-        self.blocking(move |blobs| import::import_file(blobs, &path, mode, &access)).await
+        self.blocking(move |blobs| import::import_file(blobs, &path, mode, &access, &hashed)).await
     }
 
     /// The bytes of a complete blob of at most `max`, compared with its id.

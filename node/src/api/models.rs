@@ -9,7 +9,7 @@ use sundara_proto::model::ModelRecord;
 use crate::services::registry::{ModelRef, RegistryHandle};
 
 pub use crate::blobs::Collected;
-pub use crate::services::registry::{Listed, LocalModel, Published, RegistryError, Shown};
+pub use crate::services::registry::{Listed, LocalModel, Progress, Published, RegistryError, Shown};
 
 /// Models of one node: publish, find, fetch, keep. Models are named `PUBLISHER/NAME` or `PUBLISHER/NAME@VERSION`, the
 /// publisher as its ss58 address; without a version the latest is meant. Every method is cancel safe.
@@ -58,6 +58,11 @@ impl Models {
     /// See [`RegistryError`].
     pub async fn fetch(&self, model: &str) -> Result<LocalModel, RegistryError> {
         self.registry.fetch(model).await
+    }
+
+    /// Publications and fetches under way that were asked for here.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.registry.progress()
     }
 
     /// Keeps a model that is here whatever the disk cap says, or no longer.

@@ -1,8 +1,9 @@
 //! Making complete blobs of local bytes and files.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sundara_proto::blob::GroupRanges;
 use sundara_proto::id::BlobId;
@@ -69,6 +70,7 @@ pub(crate) fn import_file(
     path: &Path,
     mode: ImportMode,
     access: &Access,
+    hashed: &AtomicU64,
 ) -> Result<Imported, BlobError> {
     let temp = Temp(blobs.layout().temp());
     let len = fs::metadata(path).map_err(BlobError::io("read", path))?.len();
@@ -80,13 +82,27 @@ pub(crate) fn import_file(
     // What is hashed is our own file, so a source that changes meanwhile cannot make a blob that is not its id.
     let file = File::open(&temp.0).map_err(BlobError::io("open", &temp.0))?;
     let len = ByteCount(file.metadata().map_err(BlobError::io("look at", &temp.0))?.len());
-    let outboard = make_outboard(blobs, &file, len)?;
+    let outboard = make_outboard(blobs, Counting { from: &file, read: hashed }, len)?;
     let id = outboard.id;
     if !adopt(blobs, &id, access)? {
         install(blobs, temp, file, outboard, Shape::new(id, len), access)?;
     }
     drop(room);
     Ok(Imported { id, len })
+}
+
+/// Counts what is read.
+struct Counting<'a> {
+    from: &'a File,
+    read: &'a AtomicU64,
+}
+
+impl Read for Counting<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(into)?;
+        self.read.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
 }
 
 /// Room promised to a writer, given back when it ends.

@@ -58,13 +58,23 @@ pub(super) fn spinner(message: String) -> ProgressBar {
     bar
 }
 
+const BYTES: &str = "{msg} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+
+/// Makes a spinner a bar, once the length is known.
+pub(super) fn measure(bar: &ProgressBar, done: u64, len: u64) {
+    if bar.length() != Some(len) {
+        bar.set_style(ProgressStyle::with_template(BYTES).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_length(len);
+    }
+    bar.set_position(done);
+}
+
 /// Progress through `len` bytes, where standard error is a terminal.
 pub(super) fn bytes_bar(message: String, len: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{msg} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template(BYTES).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(len).with_message(message).with_style(style)
 }
 

@@ -36,7 +36,7 @@ const JSON_WITHIN: Duration = Duration::from_secs(30);
 
 /// Every route: method and path.
 #[cfg(test)]
-pub(super) const ROUTES: [(&str, &str); 26] = [
+pub(super) const ROUTES: [(&str, &str); 27] = [
     ("get", "/health"),
     ("get", "/ready"),
     ("get", "/metrics"),
@@ -60,6 +60,7 @@ pub(super) const ROUTES: [(&str, &str); 26] = [
     ("post", "/v1/models"),
     ("get", "/v1/models/show"),
     ("post", "/v1/models/fetch"),
+    ("get", "/v1/models/progress"),
     ("post", "/v1/models/pin"),
     ("post", "/v1/models/rm"),
     ("post", "/v1/models/gc"),
@@ -101,6 +102,7 @@ pub(super) fn router(node: Node, config: &HttpConfig, spool: PathBuf, stop: Canc
         .route("/v1/models", get(models::list).merge(post(models::publish)))
         .route("/v1/models/show", get(models::show))
         .route("/v1/models/fetch", post(models::fetch))
+        .route("/v1/models/progress", get(models::progress))
         .route("/v1/models/pin", post(models::pin))
         .route("/v1/models/rm", post(models::rm))
         .route("/v1/models/gc", post(models::gc))

@@ -15,6 +15,7 @@ mod error;
 mod local;
 mod mesh;
 pub(crate) mod pack;
+mod progress;
 mod publish;
 
 use std::collections::HashMap;
@@ -40,6 +41,7 @@ use crate::store::SharedStore;
 
 pub use error::RegistryError;
 pub use local::LocalModel;
+pub use progress::Progress;
 pub use publish::Published;
 
 /// Settings of the registry.
@@ -156,6 +158,8 @@ pub(crate) struct Inner {
     unannounced: tokio::sync::Notify,
     fetching: Mutex<HashMap<ModelId, Arc<tokio::sync::Mutex<()>>>>,
     ready: Mutex<HashMap<ModelId, local::Ready>>,
+    /// As many as there are callers of `publish` and `fetch`.
+    under_way: Mutex<Vec<Arc<progress::UnderWay>>>,
 }
 
 /// What the registry is made of.
@@ -197,6 +201,7 @@ pub(crate) fn start(parts: RegistryParts) -> Result<RegistryHandle, RegistryErro
         unannounced: tokio::sync::Notify::new(),
         fetching: Mutex::default(),
         ready: Mutex::default(),
+        under_way: Mutex::default(),
     })?;
     let renewal = publish::renew(handle.0.clone(), parts.tasks.token());
     parts.tasks.spawn("renew", renewal);
@@ -300,7 +305,14 @@ impl RegistryHandle {
     /// As [`RegistryHandle::resolve`] and [`RegistryHandle::local`].
     pub(crate) async fn fetch(&self, reference: &str) -> Result<LocalModel, RegistryError> {
         let record = self.resolve(reference).await?;
+        let manifest = self.manifest(&record).await?;
+        let _listed = progress::fetching(&self.0, reference, &manifest);
         self.local(record.model, record.manifest, Vec::new()).await
+    }
+
+    /// Publications and fetches under way.
+    pub(crate) fn progress(&self) -> Vec<Progress> {
+        progress::all(&self.0)
     }
 
     /// A model's files, fetched where they are missing. `hints` are nodes that probably have them: whoever sent the job.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sundara_proto::model::{Artifact, ModelManifest};
 
 use super::{JsonBody, Query, Shared, local_only};
-use crate::api::RegistryError;
+use crate::api::{Progress, RegistryError};
 use crate::http::error::{ApiError, Code};
 use crate::http::guard::Peer;
 use crate::http::types::{Items, ModelRequest, Nothing, PinRequest, PublishRequest};
@@ -65,6 +65,11 @@ pub(super) async fn fetch(
     let local = shared.node.models().fetch(&body.model).await.map_err(refused)?;
     let bytes: u64 = local.manifest.blobs().map(|artifact| artifact.len.0).sum();
     Ok(Json(json!({ "model": local.model, "files": local.artifacts.len() + 1, "size_bytes": bytes })))
+}
+
+/// `GET /v1/models/progress`: publications and fetches under way.
+pub(super) async fn progress(State(shared): State<Shared>) -> Json<Items<Progress>> {
+    Json(Items { items: shared.node.models().progress() })
 }
 
 /// `POST /v1/models/pin`.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::books::{self, InstalledRow};
 use super::pack::{self, Pack};
-use super::{Inner, RegistryError, local};
+use super::{Inner, RegistryError, local, progress};
 use crate::blobs::{Access, ImportMode, Sources, lock};
 use crate::domain::catalog::{ModelName, name_of};
 
@@ -54,6 +55,7 @@ pub(crate) async fn publish(inner: &Arc<Inner>, dir: PathBuf, hotkey: HotkeyPair
 
 async fn publish_all(inner: &Inner, hotkey: &HotkeyPair, dir: PathBuf) -> Result<Published, RegistryError> {
     let _one = inner.publishing.lock().await;
+    let of = dir.display().to_string();
     let pack = tokio::task::spawn_blocking(move || pack::read(&dir)).await;
     let pack = pack.unwrap_or_else(|e| Err(pack::PackError::Parse { path: PathBuf::new(), reason: e.to_string() }))?;
     let name = ModelName { publisher: hotkey.hotkey(), name: pack.name.clone() };
@@ -62,7 +64,7 @@ async fn publish_all(inner: &Inner, hotkey: &HotkeyPair, dir: PathBuf) -> Result
         tracing::debug!(error = %e, "publishing without asking the dht for earlier versions");
     }
     refuse_old(inner, &name, pack.version)?;
-    let manifest = import(inner, pack).await?;
+    let manifest = import(inner, pack, of).await?;
     let encoded = manifest.encode();
     if encoded.len() > limit::MANIFEST {
         return Err(RegistryError::ManifestTooLarge);
@@ -106,11 +108,15 @@ fn refuse_old(inner: &Inner, name: &ModelName, version: u64) -> Result<(), Regis
     }
 }
 
-async fn import(inner: &Inner, pack: Pack) -> Result<ModelManifest, RegistryError> {
+async fn import(inner: &Inner, pack: Pack, of: String) -> Result<ModelManifest, RegistryError> {
+    // A file that has gone is told of when its turn comes.
+    let len = |(_, path): &(String, PathBuf)| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let hashed = Arc::new(AtomicU64::new(0));
+    let _listed = progress::hashing(inner, of, pack.files.iter().map(len).sum(), hashed.clone());
     let mode = if inner.config.publish_by_link { ImportMode::Link } else { ImportMode::Copy };
     let mut artifacts = Vec::with_capacity(pack.files.len());
     for (name, path) in pack.files {
-        let made = inner.blobs.import_file(path, mode, Access::Public).await?;
+        let made = inner.blobs.import_counted(path, mode, Access::Public, hashed.clone()).await?;
         artifacts.push(Artifact { name, blob: made.id, len: made.len });
     }
     let program = artifacts.remove(0);

@@ -77,6 +77,7 @@ fn registry_at(
         unannounced: tokio::sync::Notify::new(),
         fetching: Mutex::default(),
         ready: Mutex::default(),
+        under_way: Mutex::default(),
     })
     .unwrap()
 }
