@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=schema");
-    let files: Vec<PathBuf> = ["common", "job", "attestation", "model", "advert", "batch", "rpc", "blob"]
+    let files: Vec<PathBuf> = ["common", "job", "attestation", "model", "advert", "batch", "round", "rpc", "blob"]
         .iter()
         .map(|name| PathBuf::from(format!("schema/{name}.proto")))
         .collect();

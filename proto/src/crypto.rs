@@ -64,6 +64,30 @@ contexts! {
     JOB_SEED = "job-seed";
     /// Invite of an executor, as its owner stores it.
     INVITE = "invite";
+    /// GroupId from a network, a creator and a name.
+    GROUP = "group";
+    /// Bearer token of an invitation into a group.
+    GROUP_TOKEN = "group-token";
+    /// RoundId from the signed payload bytes of a RoundOpen.
+    ROUND = "round";
+    /// Lengths of a round's tensors.
+    ROUND_LENS = "round-lens";
+    /// The digests of all SumCommits of a round.
+    ROUND_SUMS = "round-sums";
+    /// Seed of a chunk's checksums.
+    ROUND_RHO = "round-rho";
+    /// Digest of a signed ChunkCommit.
+    CHUNK_COMMIT = "chunk-commit";
+    /// Digest of a signed SumCommit.
+    SUM_COMMIT = "sum-commit";
+    /// Digest of a signed NonceSet.
+    NONCE_SET = "nonce-set";
+    /// Commitment to a member's nonce.
+    NONCE = "nonce";
+    /// Exponents of a chunk's blocks.
+    SCALES = "scales";
+    /// Checksums of a chunk's output.
+    OUT_TAGS = "out-tags";
 }
 
 impl Context {

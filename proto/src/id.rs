@@ -135,6 +135,14 @@ hex32!(
     ModelId
 );
 hex32!(
+    /// A group of members: digest of network, creator and name.
+    GroupId
+);
+hex32!(
+    /// A round of a group: digest of the RoundOpen's payload bytes as signed.
+    RoundId
+);
+hex32!(
     /// A blob: BLAKE3 of its content, also the root of its bao tree.
     BlobId
 );

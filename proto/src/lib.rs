@@ -14,7 +14,7 @@
 //! | [`crypto`] | derive contexts, key pairs, [`crypto::Signed`] |
 //! | [`wire`] | the one codec and every size limit |
 //! | [`names`] | protocol ids, gossip topics, DHT keys |
-//! | [`cert`], [`job`], [`attestation`], [`verdict`], [`model`], [`advert`], [`batch`], [`blob`] | what is said |
+//! | [`cert`], [`job`], [`attestation`], [`verdict`], [`model`], [`advert`], [`batch`], [`blob`], [`round`] | what is said |
 //! | [`rules`] | what is computed from it |
 
 pub mod advert;
@@ -27,6 +27,7 @@ pub mod id;
 pub mod job;
 pub mod model;
 pub mod names;
+pub mod round;
 pub mod rules;
 pub mod units;
 pub mod verdict;

@@ -24,6 +24,11 @@ pub fn blob_protocol(network: &Network, version: u32) -> String {
     format!("/sundara/{}/blob/{version}", network.tag())
 }
 
+/// One round's frames between a member and a reducer.
+pub fn round_protocol(network: &Network, version: u32) -> String {
+    format!("/sundara/{}/round/{version}", network.tag())
+}
+
 /// The mesh's own Kademlia.
 pub fn kad_protocol(network: &Network) -> String {
     format!("/sundara/{}/kad/1", network.tag())

@@ -3,4 +3,5 @@
 pub mod compare;
 pub mod env;
 pub mod merkle;
+pub mod round;
 pub mod select;

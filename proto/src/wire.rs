@@ -63,6 +63,29 @@ pub mod limit {
     pub const PAGE_ENTRIES: usize = 500;
     /// Addresses, classes and models of one advert.
     pub const ADVERT_ITEMS: usize = 64;
+    /// Members of a group: a rank fits a byte, a set of ranks 32 bytes, and every list of one item a member stays small.
+    pub const MEMBERS: usize = 256;
+    /// Parts of a round: one a reducer, and no more of them than of members.
+    pub const PARTS: usize = 256;
+    /// Tensors of a round; what has more is bucketed by its caller.
+    pub const TENSORS: usize = 4_096;
+    /// Chunks of a round: at 2^20 elements each it ends at 2^36 elements, and a bitmap of them takes 8 KiB.
+    pub const CHUNKS: usize = 65_536;
+    /// Groups of a chunk: 4 MiB of words are what a reducer holds of each member until the chunk settles.
+    pub const CHUNK_GROUPS: usize = 256;
+    /// A RoundOpen: 256 members, 256 parts with backups and 4,096 lengths.
+    pub const ROUND_OPEN: usize = 128 << 10;
+    /// One frame on /round: the exponents of 256 members' largest chunks are 1 MiB.
+    pub const ROUND_FRAME: usize = (1 << 20) + (64 << 10);
+    /// Digests in one report of settled chunks: 96 KiB of a request of 192.
+    pub const REPORT_SUMS: usize = 3_072;
+    /// Amendments of a round: each drops or moves what failed since the last, and a round that needs more is better begun
+    /// again. All of them, at 32 KiB each, fit one frame behind their RoundOpen.
+    pub const AMENDS: usize = 16;
+    /// An encoded BlameCase: openings, commitments and tags of 256 members.
+    pub const BLAME_CASE: usize = 16 << 20;
+    /// Evidence inside another message; a larger case is a blob. With what stands around it, it fits gossip.
+    pub const EVIDENCE: usize = 56 << 10;
 }
 
 /// Why bytes are no message. All of it is the sender's fault.

@@ -1,0 +1,1 @@
+//! Who lied, judged from signed messages alone.
