@@ -82,11 +82,21 @@ pub enum RequestKind {
     Attach,
     /// Entries behind a batch.
     Page,
+    /// Into a group.
+    JoinGroup,
+    /// A tensor for a round.
+    RoundReady,
+    /// How a member of a round gets on.
+    RoundReport,
+    /// What settled in a round.
+    Transcript,
+    /// A group of a chunk.
+    Opening,
 }
 
 impl RequestKind {
     /// Number of kinds.
-    pub(super) const COUNT: usize = 8;
+    pub(super) const COUNT: usize = 13;
 
     /// Kind of a request.
     pub fn of(request: &pb::request::Kind) -> Self {
@@ -100,6 +110,11 @@ impl RequestKind {
             K::Abandon(_) => Self::Abandon,
             K::Attach(_) => Self::Attach,
             K::Page(_) => Self::Page,
+            K::JoinGroup(_) => Self::JoinGroup,
+            K::RoundReady(_) => Self::RoundReady,
+            K::RoundReport(_) => Self::RoundReport,
+            K::Transcript(_) => Self::Transcript,
+            K::Opening(_) => Self::Opening,
         }
     }
 }
