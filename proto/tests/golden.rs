@@ -9,6 +9,8 @@
 
 #[path = "golden/frames.rs"]
 mod frames;
+#[path = "golden/rounds.rs"]
+mod rounds;
 #[path = "golden/values.rs"]
 mod values;
 
@@ -55,10 +57,10 @@ fn fixed() -> BTreeMap<String, String> {
     for (name, value) in names_on_the_wire() {
         put(format!("name.{name}"), value);
     }
-    for (name, value) in rules() {
+    for (name, value) in rules().into_iter().chain(rounds::rules()) {
         put(format!("rule.{name}"), value);
     }
-    for (name, encoded) in frames::all().into_iter().chain(payloads()) {
+    for (name, encoded) in frames::all().into_iter().chain(payloads()).chain(rounds::all()) {
         put(format!("wire.{name}"), hex::encode(encoded));
     }
     all
@@ -85,6 +87,18 @@ fn contexts() -> Vec<(&'static str, Context)> {
         ("genesis", Context::GENESIS),
         ("job-seed", Context::JOB_SEED),
         ("invite", Context::INVITE),
+        ("group", Context::GROUP),
+        ("group-token", Context::GROUP_TOKEN),
+        ("round", Context::ROUND),
+        ("round-lens", Context::ROUND_LENS),
+        ("round-sums", Context::ROUND_SUMS),
+        ("round-rho", Context::ROUND_RHO),
+        ("chunk-commit", Context::CHUNK_COMMIT),
+        ("sum-commit", Context::SUM_COMMIT),
+        ("nonce-set", Context::NONCE_SET),
+        ("nonce", Context::NONCE),
+        ("scales", Context::SCALES),
+        ("out-tags", Context::OUT_TAGS),
     ]
 }
 
@@ -95,6 +109,7 @@ fn names_on_the_wire() -> Vec<(String, String)> {
         ("cert".to_owned(), names::cert_protocol(&net)),
         ("rpc".to_owned(), names::rpc_protocol(&net, 1)),
         ("blob".to_owned(), names::blob_protocol(&net, 1)),
+        ("round".to_owned(), names::round_protocol(&net, 1)),
         ("kad".to_owned(), names::kad_protocol(&net)),
         ("identify".to_owned(), names::identify_protocol(&net)),
         ("dht-model".to_owned(), names::model_record_key(&net, &Hotkey([1; 32]), "digits").to_string()),
@@ -203,6 +218,18 @@ macro_rules! every_signed {
         $with!(values::audit_epoch());
         $with!(values::fraud_proof());
         $with!(values::verdict(sundara_proto::verdict::VerdictKind::Quorum(2)));
+        $with!(rounds::roster());
+        $with!(rounds::invitation(sundara_proto::round::Invitee::Hotkey(Hotkey([70; 32]))));
+        $with!(rounds::state_digest());
+        $with!(rounds::open());
+        $with!(rounds::amend());
+        $with!(rounds::close());
+        $with!(rounds::commit());
+        $with!(rounds::receipt());
+        $with!(rounds::sum());
+        $with!(rounds::nonces());
+        $with!(rounds::tags());
+        $with!(rounds::proof(rounds::equivocation(sundara_proto::round::EquivocationKind::Sum)));
     };
 }
 

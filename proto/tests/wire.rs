@@ -4,6 +4,8 @@
 
 #[path = "golden/frames.rs"]
 mod frames;
+#[path = "golden/rounds.rs"]
+mod rounds;
 #[path = "golden/values.rs"]
 mod values;
 
@@ -21,10 +23,12 @@ use sundara_proto::batch::{AuditEpoch, Batch, FraudProof, Receipt, Stage};
 use sundara_proto::blob::{BlobHeader, BlobRequest};
 use sundara_proto::cert::{Certificate, Roles};
 use sundara_proto::crypto::{Network, Signed};
-use sundara_proto::id::{BlobId, Digest, EngineId, EnvId, Hotkey, JobId, ModelId, NodeId};
+use sundara_proto::id::{BlobId, Digest, EngineId, EnvId, Hotkey, JobId, ModelId, NodeId, RoundId};
 use sundara_proto::job::{JobSpec, Limits, Program};
 use sundara_proto::model::{Artifact, Determinism, ModelManifest, ModelRecord};
 use sundara_proto::pb;
+use sundara_proto::round::*;
+use sundara_proto::rules::round::blame;
 use sundara_proto::units::{BlockNumber, ByteCount, UnixMillis};
 use sundara_proto::verdict::{Proof, Replica, Standing, Verdict, VerdictKind};
 use sundara_proto::wire::{self, WireMessage};
@@ -357,6 +361,33 @@ fn every_parser(bytes: &Bytes) -> Result<(), TestCaseError> {
     is_stable::<FraudProof>(bytes)?;
     is_stable::<BlobRequest>(bytes)?;
     is_stable::<BlobHeader>(bytes)?;
+    is_stable::<GroupRoster>(bytes)?;
+    is_stable::<Invitation>(bytes)?;
+    is_stable::<StateDigest>(bytes)?;
+    is_stable::<RoundOpen>(bytes)?;
+    is_stable::<RoundAmend>(bytes)?;
+    is_stable::<RoundClose>(bytes)?;
+    is_stable::<ChunkCommit>(bytes)?;
+    is_stable::<ChunkReceipt>(bytes)?;
+    is_stable::<SumCommit>(bytes)?;
+    is_stable::<NonceSet>(bytes)?;
+    is_stable::<ChunkTags>(bytes)?;
+    is_stable::<RoundFrame>(bytes)?;
+    is_stable::<JoinGroup>(bytes)?;
+    is_stable::<RoundReady>(bytes)?;
+    is_stable::<RoundEvent>(bytes)?;
+    is_stable::<RoundReport>(bytes)?;
+    is_stable::<TranscriptRequest>(bytes)?;
+    is_stable::<Transcript>(bytes)?;
+    is_stable::<OpeningRequest>(bytes)?;
+    is_stable::<BlameCase>(bytes)?;
+    is_stable::<RoundProof>(bytes)?;
+    if let Ok(case) = BlameCase::decode(bytes) {
+        let _ = blame::judge(&values::network(), &case);
+    }
+    if let Ok(proof) = RoundProof::decode(bytes) {
+        let _ = blame::judge_evidence(&values::network(), &proof.evidence);
+    }
     let max = wire::limit::RPC_FRAME;
     let _ = wire::decode_raw::<pb::Frame>(bytes.clone(), max);
     let _ = wire::decode_raw::<pb::Hello>(bytes.clone(), wire::limit::HELLO);
@@ -394,6 +425,7 @@ fn corpus() -> Vec<Vec<u8>> {
         values::raw_signed().encode_to_vec(),
         values::countersigned().encode_to_vec(),
     ]);
+    all.extend(rounds::all().into_iter().map(|(_, bytes)| bytes));
     all.extend(values::verdict_kinds().into_iter().map(|(_, kind)| values::verdict(kind).encode()));
     all
 }
@@ -459,6 +491,136 @@ proptest! {
         }
         every_parser(&Bytes::from(message))?;
     }
+}
+
+#[test]
+fn messages_of_rounds_round_trip() {
+    fn same<T: WireMessage + PartialEq + Debug>(value: T) {
+        round_trips(&value).unwrap();
+    }
+    same(rounds::roster());
+    same(rounds::invitation(Invitee::Hotkey(Hotkey([1; 32]))));
+    same(rounds::invitation(Invitee::Bearer(Digest([1; 32]))));
+    same(rounds::state_digest());
+    same(rounds::open());
+    same(rounds::amend());
+    same(rounds::close());
+    same(rounds::commit());
+    same(ChunkCommit { fixed: None, ..rounds::commit() });
+    same(rounds::receipt());
+    same(rounds::sum());
+    same(SumCommit { shared: None, ..rounds::sum() });
+    same(rounds::nonces());
+    same(rounds::tags());
+    same(rounds::case());
+    same(rounds::join());
+    same(rounds::ready());
+    same(rounds::transcript_request());
+    same(rounds::transcript());
+    same(rounds::opening_request());
+    rounds::frames().into_iter().for_each(|(_, frame)| same(frame));
+    rounds::events().into_iter().for_each(|(_, event)| same(event));
+    rounds::reports().into_iter().for_each(|(_, report)| same(report));
+    rounds::evidence().into_iter().for_each(|(_, evidence)| same(rounds::proof(evidence)));
+}
+
+/// The fullest messages fit their own limits, and those of what carries them.
+#[test]
+fn the_largest_messages_of_rounds_fit() {
+    let full = |len: usize| pb::Signed {
+        payload: vec![7; len].into(),
+        signer: vec![7; 32].into(),
+        signature: vec![7; 64].into(),
+    };
+    let party = GroupMember { hotkey: Hotkey([7; 32]), node: NodeId([7; 32]) };
+    let ranks: Ranks = (0..=Rank::MAX).collect();
+    let seat = |rank: Rank| RoundMember { rank, hotkey: party.hotkey, node: party.node };
+    let most = (1_u64 << 36) / 4_096;
+    let part = |n: u64| RoundPart { reducer: party, backup: Some(party), groups: most / 256 * n..most / 256 * (n + 1) };
+    let open = RoundOpen {
+        lens: vec![1 << 24; 4_096],
+        op: RoundOp::Sum,
+        leader: 0,
+        members: (0..=Rank::MAX).map(seat).collect(),
+        parts: (0..256).map(part).collect(),
+        chunk_groups: 256,
+        ..rounds::open()
+    };
+    assert_eq!(open.check().unwrap().chunks() as usize, wire::limit::CHUNKS);
+    let len = open.encode().len();
+    assert!(len <= RoundOpen::MAX, "{len}");
+    let amend = RoundAmend {
+        dropped: ranks,
+        moves: (0..256).map(|part| PartMove { part, reducer: party }).collect(),
+        keep: (0..wire::limit::CHUNKS as u32).collect(),
+        ..rounds::amend()
+    };
+    let len = amend.encode().len();
+    assert!(len <= RoundAmend::MAX, "{len}");
+    let sum = SumCommit { participants: ranks, commits: vec![Digest([7; 32]); 256], ..rounds::sum() };
+    assert!(sum.encode().len() <= SumCommit::MAX);
+    let nonces = NonceSet { nonces: vec![[7; 32]; 256], ..rounds::nonces() };
+    assert!(nonces.encode().len() <= NonceSet::MAX);
+    let tags = ChunkTags { tags: vec![1 << 60; 256], ..rounds::tags() };
+    assert!(tags.encode().len() <= ChunkTags::MAX);
+
+    let fits = |frame: RoundFrame| {
+        let len = frame.encode().len();
+        assert!(len <= RoundFrame::MAX, "{len}");
+    };
+    let signed_len = |payload: usize| full(payload);
+    fits(RoundFrame::Hello { open: full(RoundOpen::MAX), amends: vec![full(RoundAmend::MAX); wire::limit::AMENDS] });
+    let exponents = vec![Bytes::from(vec![7; 4_096]); 256];
+    fits(RoundFrame::ScaleSet { attempt: u32::MAX, chunk: 65_535, ranks, exponents });
+    let commits = vec![signed_len(rounds::commit().encode().len() + 32); 256];
+    fits(RoundFrame::Sum { sum: full(SumCommit::MAX), commits: commits.clone() });
+    let all_tags = vec![signed_len(tags.encode().len() + 32); 256];
+    fits(RoundFrame::TagSet { attempt: u32::MAX, chunk: 65_535, tags: all_tags.clone() });
+
+    // A page that is not full yet takes one more chunk, and a round's first page is one.
+    let chunk = TranscriptChunk {
+        sum: full(SumCommit::MAX),
+        commits: commits.clone(),
+        nonces: Some(full(NonceSet::MAX)),
+        tags: all_tags.clone(),
+    };
+    let page = Transcript { chunks: vec![chunk], next: Some(65_535), ..Transcript::default() };
+    let len = page.encode().len();
+    assert!(len + Transcript::PAGE <= wire::limit::RPC_FRAME - (1 << 10), "{len}");
+    let first = Transcript {
+        open: Some(full(RoundOpen::MAX)),
+        amends: vec![full(RoundAmend::MAX); wire::limit::AMENDS],
+        ..Transcript::default()
+    };
+    assert!(first.encode().len() <= wire::limit::RPC_FRAME - (1 << 10));
+    let done = RoundDone { first: 60_000, sums: vec![Digest([7; 32]); wire::limit::REPORT_SUMS], amend: 16 };
+    let report = RoundReport { round: RoundId([7; 32]), kind: RoundReportKind::Done(done) };
+    let len = report.encode().len();
+    assert!(len <= RoundReport::MAX, "{len}");
+    const { assert!(RoundReport::MAX + (1 << 10) <= wire::limit::RPC_REQUEST, "a report is a request") };
+    const { assert!(RoundReady::MAX + (1 << 10) <= wire::limit::RPC_REQUEST, "so is a member's word") };
+
+    let words = vec![7; 8 << 20];
+    let opening = sundara_proto::rules::round::tree::open(&words, 100, 8).unwrap();
+    let case = BlameCase {
+        open: full(RoundOpen::MAX),
+        amends: vec![full(RoundAmend::MAX); wire::limit::AMENDS],
+        sum: full(SumCommit::MAX),
+        commits,
+        nonces: Some(full(NonceSet::MAX)),
+        tags: all_tags,
+        out_tags: vec![1 << 60; 256],
+        inputs: vec![opening.clone(); 256],
+        output: Some(opening),
+        scales: Vec::new(),
+        ..rounds::case()
+    };
+    let len = case.encode().len();
+    assert!(len <= BlameCase::MAX, "{len}");
+    let proof = rounds::proof(Evidence::Case { blob: case.blob(), len: ByteCount(len as u64) });
+    assert!(proof.encode().len() < 200);
+    const { assert!(RoundProof::MAX + 200 <= wire::limit::GOSSIP, "a proof fits gossip") };
+    assert!(RoundProof::decode(&rounds::proof(Evidence::Blame(Box::new(case))).encode().into()).is_err());
 }
 
 #[test]

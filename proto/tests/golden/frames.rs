@@ -8,6 +8,7 @@ use sundara_proto::pb::{self, frame, gossip, job_event, request, response, work_
 use sundara_proto::units::ByteCount;
 use sundara_proto::wire::WireMessage as _;
 
+use super::rounds;
 use super::values::{self, countersigned, raw_signed};
 
 fn bytes(n: u8) -> Bytes {
@@ -49,6 +50,11 @@ fn requests() -> Vec<(&'static str, request::Kind)> {
         ("abandon", Kind::Abandon(pb::Abandon { job: bytes(1), attempt: 2, reason: "over".to_owned() })),
         ("attach", Kind::Attach(pb::Attach { token: bytes(1), class: Some(class) })),
         ("page", Kind::Page(pb::PageRequest { root: bytes(1) })),
+        ("join-group", Kind::JoinGroup(rounds::join().to_raw())),
+        ("round-ready", Kind::RoundReady(rounds::ready().to_raw())),
+        ("round-report", Kind::RoundReport(rounds::reports().remove(0).1.to_raw())),
+        ("transcript", Kind::Transcript(rounds::transcript_request().to_raw())),
+        ("opening", Kind::Opening(rounds::opening_request().to_raw())),
     ]
 }
 
@@ -89,7 +95,16 @@ fn responses() -> Vec<(&'static str, response::Kind)> {
         ("attached", Kind::Attached(pb::Attached { executor_cert: Some(raw_signed()) })),
         ("page", Kind::Page(page())),
         ("done", Kind::Done(pb::Done {})),
+        ("joined", Kind::Joined(pb::Joined { roster: Some(raw_signed()) })),
+        ("round", Kind::Round(rounds::events().remove(0).1.to_raw())),
+        ("transcript", Kind::Transcript(rounds::transcript().to_raw())),
+        ("opening", Kind::Opening(round_opening())),
     ]
+}
+
+fn round_opening() -> pb::RoundOpening {
+    let opening = Some(rounds::opening().to_raw());
+    pb::RoundOpening { attempt: 1, chunk: 2, group: 3, rank: Some(0), opening }
 }
 
 fn gossip() -> Vec<(&'static str, gossip::Kind)> {
@@ -100,6 +115,7 @@ fn gossip() -> Vec<(&'static str, gossip::Kind)> {
         ("batch", Kind::Batch(raw_signed())),
         ("audit-epoch", Kind::AuditEpoch(raw_signed())),
         ("fraud-proof", Kind::FraudProof(raw_signed())),
+        ("round-proof", Kind::RoundProof(raw_signed())),
     ]
 }
 
