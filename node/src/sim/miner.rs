@@ -29,6 +29,9 @@ pub(super) struct Miner {
     /// Parts accepted so far.
     pub(super) parts: u32,
     work: HashMap<(JobId, u32), Work>,
+    /// Latest attempt at each job that it took. As in the real one's log, this outlives the work: a doubled offer that
+    /// arrives after the reveal must not make it commit anew.
+    taken: HashMap<JobId, u32>,
     /// An attestation of an earlier job.
     old: Option<Arc<CountersignedAttestation>>,
 }
@@ -42,7 +45,7 @@ pub(super) struct Luck {
 
 impl Miner {
     pub(super) fn new(behaviour: Behaviour) -> Self {
-        Self { behaviour, up: true, parts: 0, work: HashMap::new(), old: None }
+        Self { behaviour, up: true, parts: 0, work: HashMap::new(), taken: HashMap::new(), old: None }
     }
 
     /// Loses its connection and everything it was doing.
@@ -56,13 +59,14 @@ impl Miner {
         if self.behaviour == Behaviour::Dead {
             return Vec::new();
         }
-        if self.work.contains_key(&(part.job, part.attempt)) {
+        if self.taken.get(&part.job).is_some_and(|latest| *latest >= part.attempt) {
             return vec![(0, Input::Declined { part, reason: Decline::Duplicate, detail: "known".to_owned() })];
         }
         if self.behaviour == Behaviour::Declining {
             return vec![(0, Input::Declined { part, reason: Decline::NotThis, detail: "limits too high".to_owned() })];
         }
         self.parts += 1;
+        self.taken.insert(part.job, part.attempt);
         let mut answers = vec![(0, Input::Accepted(part))];
         let time = match self.behaviour {
             Behaviour::Slow => 3_600_000_000,
