@@ -20,6 +20,8 @@ use crate::services::casebook;
 use crate::store::StoreError;
 
 pub use crate::builder::StartError;
+#[cfg(feature = "executor")]
+pub use crate::domain::job::KnownMiner;
 pub use crate::services::casebook::Case;
 #[cfg(feature = "executor")]
 pub use crate::services::{
@@ -131,6 +133,13 @@ impl Node {
         if let Some(scores) = &self.parts.work.scores {
             scores.wait_for_settled(epoch).await;
         }
+    }
+
+    /// What this validator knows of a miner: whether it could be asked now, and what is held against it. `None` for one
+    /// that it does not know, and on other nodes.
+    #[cfg(feature = "executor")]
+    pub async fn known_miner(&self, miner: Hotkey) -> Option<KnownMiner> {
+        self.parts.work.dispatch.as_ref()?.known(miner).await
     }
 
     /// Whether it takes offers.

@@ -58,16 +58,12 @@ async fn every_kind_of_liar_is_caught_and_no_result_is_wrong() {
     let validator = testnet.validators()[0].node().unwrap().clone();
     let liars: Vec<_> = testnet.miners().iter().filter_map(|m| Some((m.hotkey, m.misbehaviour?))).collect();
     let mut i = 0;
+    let free = async || {
+        let caught = validator.status().await.dispatch.unwrap().caught;
+        liars.iter().filter(|(liar, _)| caught.iter().all(|c| c.miner != *liar)).copied().collect::<Vec<_>>()
+    };
     let until_caught = async {
-        loop {
-            let caught = validator.status().await.dispatch.unwrap().caught;
-            let free: Vec<_> = liars.iter().filter(|(liar, _)| caught.iter().all(|c| c.miner != *liar)).collect();
-            if free.is_empty() {
-                break;
-            }
-            if i % 500 == 499 {
-                println!("after {i} jobs {free:?} are not caught");
-            }
+        while !free().await.is_empty() {
             let order = workload.order(i, 2);
             match testnet.client().jobs().submit(order).await.unwrap().result().await {
                 Ok(result) => wrong += usize::from(!workload.is_right(i, result.output.as_ref().unwrap())),
@@ -76,7 +72,12 @@ async fn every_kind_of_liar_is_caught_and_no_result_is_wrong() {
             i += 1;
         }
     };
-    within(until_caught).await;
+    if tokio::time::timeout(PATIENCE, until_caught).await.is_err() {
+        for miner in testnet.miners() {
+            println!("{} {:?}: {:#?}", miner.hotkey, miner.misbehaviour, validator.known_miner(miner.hotkey).await);
+        }
+        panic!("after {i} jobs {:?} are not caught", free().await);
+    }
     assert_eq!(wrong, 0);
     let honest: Vec<_> = testnet.miners().iter().filter(|m| m.misbehaviour.is_none()).map(|m| m.hotkey).collect();
     let caught = validator.status().await.dispatch.unwrap().caught;

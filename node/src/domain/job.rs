@@ -46,6 +46,7 @@ use sundara_proto::units::UnixMillis;
 pub use config::JobConfig;
 pub use io::{AuditResult, Decline, Evidence, Input, Offence, Output, Part, Ruling, Submission};
 pub use record::{CleanRecord, JobRecord, MinerRecord};
+pub use trust::KnownMiner;
 
 use self::core::Core;
 use replies::Loss;
@@ -79,6 +80,11 @@ impl JobMachine {
     pub fn dropped(&self, miner: &Hotkey, now: UnixMillis) -> Option<(UnixMillis, &str)> {
         let trust = self.core.trust.get(miner)?;
         (trust.dropped_until > now).then_some((trust.dropped_until, trust.reason.as_str()))
+    }
+
+    /// What is known of a miner, for people. `None` for one that is neither known nor remembered.
+    pub fn known(&self, miner: &Hotkey, now: Now) -> Option<KnownMiner> {
+        KnownMiner::of(self.core.fleet.view(miner, now.mono), self.core.trust.get(miner))
     }
 
     /// Takes what happened and says what is to be done, in order.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::{HotkeyPair, Network};
 use sundara_proto::id::{BlobId, Digest, Hotkey, JobId};
 use sundara_proto::pb;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +31,7 @@ use super::{Admitted, AuditNews, AuditOrder, Convicted, EntrySender};
 use crate::blobs::{Blobs, TransferHandle};
 use crate::domain::Now;
 use crate::domain::audit::EpochSecret;
-use crate::domain::job::{CleanRecord, Input, JobConfig, JobMachine, JobRecord, MinerRecord};
+use crate::domain::job::{CleanRecord, Input, JobConfig, JobMachine, JobRecord, KnownMiner, MinerRecord};
 use crate::domain::schedule::MinerProfile;
 use crate::net::{NetHandle, PeerEvent};
 use crate::service::{Tasks, wall_now};
@@ -41,6 +41,8 @@ pub(crate) use live::LiveJobs;
 
 /// Inputs from offer tasks, on their way to the machine. A full queue holds back the tasks, not the loop.
 const INPUTS_QUEUED_MAX: usize = 4_096;
+/// Questions about miners, on their way to the machine.
+const QUESTIONS_QUEUED_MAX: usize = 16;
 
 const JOBS: ProtoTable<JobRecord> = Table::new(Keyspace::Jobs);
 const MINERS: ProtoTable<MinerRecord> = Table::new(Keyspace::Scores);
@@ -67,6 +69,9 @@ pub struct Caught {
     /// Unix milliseconds.
     pub at_ms: u64,
 }
+
+/// Asks what is known of a miner.
+type Question = (Hotkey, oneshot::Sender<Option<KnownMiner>>);
 
 /// What the service needs from the rest of the node.
 pub(crate) struct DispatchParts {
@@ -95,6 +100,7 @@ pub(crate) struct DispatchParts {
 #[derive(Clone)]
 pub(crate) struct DispatchHandle {
     status: watch::Receiver<DispatchStatus>,
+    questions: mpsc::Sender<Question>,
     drain: CancellationToken,
 }
 
@@ -102,6 +108,13 @@ impl DispatchHandle {
     /// As of now.
     pub(crate) fn status(&self) -> DispatchStatus {
         self.status.borrow().clone()
+    }
+
+    /// What the machine knows of a miner; `None` too while the node stops. Cancel safe.
+    pub(crate) async fn known(&self, miner: Hotkey) -> Option<KnownMiner> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send((miner, answer)).await.ok()?;
+        answered.await.ok()?
     }
 
     /// Takes no more jobs and waits until none is live.
@@ -146,6 +159,7 @@ pub(crate) fn start(parts: DispatchParts) -> Result<DispatchHandle, StoreError> 
     let begun = Instant::now();
     let machine = JobMachine::new(parts.config.clone(), parts.incentive, parts.epoch, rand::random());
     let (inputs, inputs_rx) = mpsc::channel(INPUTS_QUEUED_MAX);
+    let (questions, questions_rx) = mpsc::channel(QUESTIONS_QUEUED_MAX);
     let (status, status_rx) = watch::channel(DispatchStatus::default());
     let drain = CancellationToken::new();
     // Subscribed before the first look at who is here.
@@ -179,12 +193,13 @@ pub(crate) fn start(parts: DispatchParts) -> Result<DispatchHandle, StoreError> 
         miners: parts.miners,
         convicted: parts.convicted,
         inputs: inputs_rx,
+        questions: questions_rx,
         peers,
         drain: drain.clone(),
     };
     let token = parts.tasks.token();
     parts.tasks.spawn("loop", dispatch.run(feeds, token));
-    Ok(DispatchHandle { status: status_rx, drain })
+    Ok(DispatchHandle { status: status_rx, questions, drain })
 }
 
 /// What an offer's task tells the loop.
@@ -201,6 +216,7 @@ struct Feeds {
     miners: mpsc::Receiver<MinerProfile>,
     convicted: mpsc::Receiver<Convicted>,
     inputs: mpsc::Receiver<FromOffer>,
+    questions: mpsc::Receiver<Question>,
     peers: broadcast::Receiver<PeerEvent>,
     drain: CancellationToken,
 }
@@ -223,6 +239,10 @@ impl Dispatch {
                 event = feeds.peers.recv() => self.on_peer(event),
                 Some(convicted) = feeds.convicted.recv() => self.on_convicted(convicted),
                 Some(admitted) = feeds.admitted.recv() => self.on_admitted(admitted, draining),
+                Some((miner, answer)) = feeds.questions.recv() => {
+                    // Whoever asked may have gone.
+                    let _gone = answer.send(self.machine.known(&miner, self.now()));
+                }
                 () = tokio::time::sleep_until(at), if self.timer.is_some() => {
                     self.timer = None;
                     self.take(Input::TimerFired);

@@ -133,6 +133,11 @@ fn a_new_miner_is_audited_and_a_wrong_result_is_blamed_with_proof() {
     let out = machine.handle(reference(job, attempt, b"right", at(3)), at(3));
     assert_eq!(evidence(&out), [(parts[0].miner, Offence::WrongResult)]);
     assert!(machine.dropped(&parts[0].miner, at(3).wall).is_some());
+    let known = machine.known(&parts[0].miner, at(3)).unwrap();
+    let view = known.view.unwrap();
+    assert_eq!((known.offences, view.offers, view.off_for_ms > 0), (1, 1, true));
+    assert_eq!((view.running, view.classes[0].in_flight, view.classes[0].free), (0, 0, false));
+    assert!(machine.known(&hotkey(999), at(3)).is_none());
     // Another miner takes the next attempt, which is audited whatever the draw: the digest is known now.
     let next = offers(&out);
     assert_eq!(next.len(), 1);

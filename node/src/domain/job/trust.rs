@@ -4,12 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sundara_proto::id::{EnvId, Hotkey};
 use sundara_proto::units::UnixMillis;
 
 use super::io::Offence;
 use super::record::{CleanRecord, MinerRecord};
 use crate::domain::audit::{HeldPay, Observation, Suspicion};
+use crate::domain::schedule::MinerView;
 
 #[derive(Debug, Default)]
 pub(super) struct Trust {
@@ -20,6 +22,39 @@ pub(super) struct Trust {
     pub(super) offences: u32,
     /// Failures in a row that prove nothing.
     pub(super) strikes: u32,
+}
+
+/// What a validator knows of a miner, for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct KnownMiner {
+    /// How scheduling sees it; `None` where its advert was never heard or has lapsed.
+    pub view: Option<MinerView>,
+    /// Logarithm of the likelihood ratio of cheat to honest.
+    pub suspicion: f64,
+    /// Failures in a row that prove nothing.
+    pub strikes: u32,
+    /// Offences recorded.
+    pub offences: u32,
+    /// Not scheduled before, for an offence; unix milliseconds.
+    pub dropped_until_ms: u64,
+    /// Why.
+    pub reason: String,
+}
+
+impl KnownMiner {
+    pub(super) fn of(view: Option<MinerView>, trust: Option<&Trust>) -> Option<Self> {
+        let new = Trust::default();
+        let trust = trust.or_else(|| view.is_some().then_some(&new))?;
+        Some(Self {
+            suspicion: trust.suspicion.value(),
+            strikes: trust.strikes,
+            offences: trust.offences,
+            dropped_until_ms: trust.dropped_until.0,
+            reason: trust.reason.clone(),
+            view,
+        })
+    }
 }
 
 /// Trust in every miner that took part in a job, and clean audits of each in each environment.

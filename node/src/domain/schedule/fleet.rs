@@ -9,7 +9,7 @@ use sundara_proto::id::{EngineId, Hotkey, JobId, ModelId, NodeId};
 use sundara_proto::units::UnixMillis;
 
 use super::pool::{EnginePools, Rank};
-use super::{Candidate, MinerProfile, Seat, Want, solve};
+use super::{Candidate, ClassView, MinerProfile, MinerView, Seat, Want, solve};
 use crate::domain::Owner;
 
 /// Classes remembered of one miner: an advert that invents more has them ignored.
@@ -20,6 +20,9 @@ const SLOTS_MAX: u32 = 1_024;
 const SCAN_MAX: usize = 256;
 /// Candidates beyond those needed among which model and price decide.
 const WINDOW: usize = 8;
+/// A miner is asked for a model that it lacks within this many rounds of offers, one round being as many as there are
+/// miners: at most every sixteenth offer or so is of that kind.
+const LACKING_ROUNDS: u64 = 32;
 
 #[derive(Debug)]
 struct Class {
@@ -32,6 +35,8 @@ struct Class {
     /// What stands in the pools now.
     rank: Option<Rank>,
     counted: bool,
+    /// Once so many offers were made in all, a model that it lacks is not held against it. Drawn anew with each offer to it.
+    due: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -46,6 +51,8 @@ struct Miner {
     /// Off for so long that nobody should wait for it.
     off_long: bool,
     running: HashSet<JobId>,
+    /// Offers made to it.
+    offers: u64,
 }
 
 /// All miners. See the module.
@@ -57,6 +64,8 @@ pub struct Fleet {
     pools: Vec<EnginePools>,
     /// Draws so far.
     drawn: u64,
+    /// Offers made.
+    offers: u64,
     rng: ChaCha8Rng,
     miners_max: usize,
 }
@@ -66,6 +75,7 @@ impl Fleet {
     pub fn new(miners_max: usize, seed: [u8; 32]) -> Self {
         Self {
             drawn: 0,
+            offers: 0,
             miners: HashMap::new(),
             nodes: HashMap::new(),
             engines: Vec::new(),
@@ -128,6 +138,7 @@ impl Fleet {
             off_until: Duration::ZERO,
             off_long: false,
             running: HashSet::new(),
+            offers: 0,
         });
         if miner.profile.node != profile.node {
             self.nodes.remove(&miner.profile.node);
@@ -160,6 +171,7 @@ impl Fleet {
                         engines: Vec::new(),
                         rank: None,
                         counted: false,
+                        due: None,
                     });
                     miner.classes.len() - 1
                 }
@@ -232,8 +244,11 @@ impl Fleet {
     pub fn occupy(&mut self, seat: &Seat, job: JobId, now: Duration) {
         if let Some(miner) = self.miners.get_mut(&seat.miner) {
             miner.running.insert(job);
+            miner.offers += 1;
+            self.offers += 1;
             if let Some(class) = miner.classes.get_mut(usize::from(seat.class)) {
                 class.in_flight += 1;
+                class.due = None;
             }
             self.refresh_class(&seat.miner, seat.class, now);
         }
@@ -271,6 +286,29 @@ impl Fleet {
         self.pools.iter().filter_map(|pools| pools.pool(class)).map(super::pool::Pool::owners).max().unwrap_or(0)
     }
 
+    /// What is known of a miner, for people.
+    pub fn view(&self, hotkey: &Hotkey, now: Duration) -> Option<MinerView> {
+        let miner = self.miners.get(hotkey)?;
+        let class = |class: &Class| ClassView {
+            name: class.name.clone(),
+            slots: class.slots,
+            in_flight: class.in_flight,
+            price: class.price,
+            engines: class.engines.len(),
+            free: class.rank.is_some(),
+        };
+        Some(MinerView {
+            present: miner.present,
+            connected: miner.connected,
+            off_for_ms: u64::try_from(miner.off_until.saturating_sub(now).as_millis()).unwrap_or(u64::MAX),
+            running: miner.running.len(),
+            offers: miner.offers,
+            offers_to_all: self.offers,
+            models: miner.profile.models.clone(),
+            classes: miner.classes.iter().map(class).collect(),
+        })
+    }
+
     /// Free slots at miners of distinct owners on one engine, or `None`.
     pub fn pick(&self, want: &Want<'_>) -> Option<(EngineId, Vec<Seat>)> {
         let places = self.engines.iter().enumerate().filter(|(_, e)| want.engine.is_none_or(|wanted| wanted == **e));
@@ -285,17 +323,27 @@ impl Fleet {
     fn pick_on(&self, place: usize, want: &Want<'_>) -> Option<Vec<Seat>> {
         let pool = self.pools.get(place)?.pool(want.class)?;
         let mut candidates: Vec<Candidate> = Vec::with_capacity(want.count + WINDOW);
+        // Apart, so that they do not take the window from those that go before them, and no more than could be needed.
+        let mut held_back: Vec<Candidate> = Vec::new();
         for rank in pool.free.iter().take(SCAN_MAX) {
             if candidates.len() == want.count + WINDOW {
                 break;
             }
             let Some(miner) = self.miners.get(&rank.miner) else { continue };
             let owner = miner.profile.owner;
-            let known = candidates.iter().any(|c| c.seat.owner == owner);
-            if known || want.owners.contains(&owner) || want.exclude.contains(&rank.miner) {
+            if want.owners.contains(&owner) || want.exclude.contains(&rank.miner) {
                 continue;
             }
             let has_model = want.model.is_none_or(|model| has(&miner.profile.models, &model));
+            // Whoever has the model goes first, but not always: a miner that nobody asks never fetches it, is never audited
+            // and earns nothing, however long it stands there.
+            let due = miner.classes.get(usize::from(rank.class)).and_then(|class| class.due);
+            let waits = !has_model && due.is_none_or(|due| due > self.offers);
+            let (list, room) =
+                if waits { (&mut held_back, want.count) } else { (&mut candidates, want.count + WINDOW) };
+            if list.len() == room || list.iter().any(|c| c.seat.owner == owner) {
+                continue;
+            }
             let seat = Seat {
                 miner: rank.miner,
                 owner,
@@ -304,8 +352,9 @@ impl Fleet {
                 price: rank.price,
                 has_model,
             };
-            candidates.push(Candidate { seat, load: rank.load, tie: rank.tie });
+            list.push(Candidate { seat, held_back: waits, load: rank.load, tie: rank.tie });
         }
+        candidates.append(&mut held_back);
         solve(&mut candidates, want.count)
     }
 
@@ -321,17 +370,20 @@ impl Fleet {
         // A draw that moves on: who is not picked falls behind those that are, and so comes to its turn; a plain draw would
         // leave whoever drew high for good.
         self.drawn += 1;
-        let spread = 2 * self.miners.len().max(1) as u64;
+        let round = self.miners.len().max(1) as u64;
         let Some(miner) = self.miners.get_mut(hotkey) else { return };
         let usable = miner.present && miner.connected;
         let owner: Owner = miner.profile.owner;
         let Some(class) = miner.classes.get_mut(usize::from(number)) else { return };
+        if class.due.is_none() {
+            class.due = Some(self.offers + u64::from(self.rng.next_u32()) % (LACKING_ROUNDS * round));
+        }
         let counted = usable && !miner.off_long && class.slots > 0;
         let free = usable && miner.off_until <= now && class.in_flight < class.slots;
         let rank = free.then(|| Rank {
             price: class.price,
             load: class.in_flight * 1_024 / class.slots,
-            tie: self.drawn + u64::from(self.rng.next_u32()) % spread,
+            tie: self.drawn + u64::from(self.rng.next_u32()) % (2 * round),
             miner: *hotkey,
             class: number,
         });

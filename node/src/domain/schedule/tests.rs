@@ -125,6 +125,46 @@ fn an_owner_with_very_many_miners_takes_one_place_and_little_time() {
     assert_eq!(picked(&fleet, &want("", 3)), None);
 }
 
+/// Gives `jobs` jobs, one after another, to miners of which the first `having` have the model and the others never get it.
+/// Returns the offers made to each.
+fn offers_by_miner(miners: u32, having: u32, replicas: usize, jobs: u32) -> Vec<u64> {
+    let one = vec![class("cpu", 1, &[1], 0)];
+    let profiles: Vec<MinerProfile> =
+        (0..miners).map(|n| miner(n, n, &one, if n < having { &[9] } else { &[] })).collect();
+    let mut fleet = fleet(&[1], &profiles);
+    for n in 0..jobs {
+        let want = Want { model: Some(ModelId([9; 32])), ..want("", replicas) };
+        let (_, seats) = fleet.pick(&want).unwrap();
+        for seat in &seats {
+            fleet.occupy(seat, JobId(key(9, n)), NOW);
+        }
+        for seat in &seats {
+            fleet.release(seat, &JobId(key(9, n)), NOW);
+        }
+        // Adverts come all the time, and change nobody's turn.
+        fleet.upsert(profiles[(n % miners) as usize].clone(), NOW);
+    }
+    (0..miners).map(|n| fleet.view(&hotkey(n), NOW).unwrap().offers).collect()
+}
+
+#[test]
+fn a_miner_without_the_model_comes_to_its_turn() {
+    // The mesh of the liars' test: three honest miners that have the model are always free.
+    let offers = offers_by_miner(4, 3, 2, 1_000);
+    assert!(offers[3] > 0, "never asked: {offers:?}");
+    let offers = offers_by_miner(40, 30, 2, 10_000);
+    assert!(offers.iter().all(|n| *n > 0), "never asked: {offers:?}");
+}
+
+#[test]
+fn miners_with_the_model_are_asked_first() {
+    for (miners, having) in [(4, 3), (9, 2), (40, 30), (40, 4)] {
+        let offers = offers_by_miner(miners, having, 1, 10_000);
+        let lacking: u64 = offers[having as usize..].iter().sum();
+        assert!(lacking < 10_000 / 10, "{lacking} offers to those that have to fetch it: {offers:?}");
+    }
+}
+
 /// Something that happens to a fleet.
 #[derive(Clone, Debug)]
 enum Op {
