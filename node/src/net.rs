@@ -54,7 +54,8 @@ use sundara_proto::id::{Digest, Hotkey, NodeId};
 use sundara_proto::pb;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-pub use bulk::{BlobError, BlobStream, IDLE_TIMEOUT as BLOB_IDLE_TIMEOUT, STREAMS_PER_PEER as BLOB_STREAMS_PER_PEER};
+use bulk::Bulk;
+pub use bulk::{BulkError, BulkStream, IDLE_TIMEOUT as BLOB_IDLE_TIMEOUT, STREAMS_PER_PEER as BLOB_STREAMS_PER_PEER};
 pub use config::{DEFAULT_PORT, NetConfig, NetError, NetIdentity, NetLimits, TransportKind, address, default_listen};
 pub use dht::DhtError;
 pub use event_loop::NetDriver;
@@ -92,10 +93,11 @@ enum Command {
         to: NodeId,
         done: oneshot::Sender<Result<rpc::client::ClientLink, String>>,
     },
-    /// A blob stream to a peer.
-    OpenBlob {
+    /// A bulk stream to a peer.
+    OpenBulk {
         to: NodeId,
-        done: oneshot::Sender<Result<BlobStream, String>>,
+        kind: Bulk,
+        done: oneshot::Sender<Result<BulkStream, String>>,
     },
     Publish {
         topic: Topic,
@@ -131,12 +133,24 @@ struct Shared {
     links: RwLock<HashMap<NodeId, rpc::client::ClientLink>>,
     services: Arc<rpc::server::Services>,
     subscribers: gossip::SharedSubscribers,
-    blobs: RwLock<Option<mpsc::Sender<(PeerIdentity, BlobStream)>>>,
+    bulk: [Acceptor; Bulk::ALL.len()],
     peer_events: broadcast::Sender<PeerEvent>,
     metrics: NetMetrics,
 }
 
+type Acceptor = RwLock<Option<mpsc::Sender<(PeerIdentity, BulkStream)>>>;
+
 impl Shared {
+    fn acceptor(&self, kind: Bulk) -> &Acceptor {
+        &self.bulk[kind as usize]
+    }
+
+    /// Hands a stream to whoever takes its kind. `false`: nobody does, or not fast enough.
+    fn deliver(&self, kind: Bulk, from: PeerIdentity, stream: BulkStream) -> bool {
+        let sender = self.acceptor(kind).read().unwrap_or_else(PoisonError::into_inner).clone();
+        sender.is_some_and(|sender| sender.try_send((from, stream)).is_ok())
+    }
+
     fn link(&self, to: NodeId) -> Option<rpc::client::ClientLink> {
         let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
         links.get(&to).filter(|link| !link.is_closed()).cloned()
@@ -293,27 +307,45 @@ impl NetHandle {
     }
 
     /// Opens a stream for blobs; connects first if need be. Streams to one peer are spread over two connections.
-    pub async fn open_blob(&self, to: NodeId) -> Result<BlobStream, BlobError> {
+    pub async fn open_blob(&self, to: NodeId) -> Result<BulkStream, BulkError> {
+        self.open_bulk(to, Bulk::Blob).await
+    }
+
+    /// Opens a stream for map-reduce rounds; connects first if need be. Streams to one peer are spread over two
+    /// connections.
+    pub async fn open_round(&self, to: NodeId) -> Result<BulkStream, BulkError> {
+        self.open_bulk(to, Bulk::Round).await
+    }
+
+    async fn open_bulk(&self, to: NodeId, kind: Bulk) -> Result<BulkStream, BulkError> {
         if to == self.shared.local.node {
-            let (ours, theirs) = BlobStream::local();
-            let sender = self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let taken = sender.is_some_and(|sender| sender.try_send((self.shared.local, theirs)).is_ok());
-            return if taken { Ok(ours) } else { Err(BlobError::NotServed) };
+            let (ours, theirs) = BulkStream::local(kind);
+            let taken = self.shared.deliver(kind, self.shared.local, theirs);
+            return if taken { Ok(ours) } else { Err(BulkError::NotServed) };
         }
         let (done, answer) = oneshot::channel();
-        self.command(Command::OpenBlob { to, done }).await.map_err(|Stopped| BlobError::Closed)?;
+        self.command(Command::OpenBulk { to, kind, done }).await.map_err(|Stopped| BulkError::Closed)?;
         match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
             Ok(Ok(Ok(stream))) => Ok(stream),
-            Ok(Ok(Err(reason))) => Err(BlobError::Unreachable { node: to, reason }),
-            Ok(Err(_)) => Err(BlobError::Closed),
-            Err(_) => Err(BlobError::Unreachable { node: to, reason: timed_out() }),
+            Ok(Ok(Err(reason))) => Err(BulkError::Unreachable { node: to, reason }),
+            Ok(Err(_)) => Err(BulkError::Closed),
+            Err(_) => Err(BulkError::Unreachable { node: to, reason: timed_out() }),
         }
     }
 
     /// Takes the blob streams that peers open from now on; an earlier receiver gets no more.
-    pub fn accept_blobs(&self) -> mpsc::Receiver<(PeerIdentity, BlobStream)> {
+    pub fn accept_blobs(&self) -> mpsc::Receiver<(PeerIdentity, BulkStream)> {
+        self.accept_bulk(Bulk::Blob)
+    }
+
+    /// Takes the round streams that peers open from now on; an earlier receiver gets no more.
+    pub fn accept_rounds(&self) -> mpsc::Receiver<(PeerIdentity, BulkStream)> {
+        self.accept_bulk(Bulk::Round)
+    }
+
+    fn accept_bulk(&self, kind: Bulk) -> mpsc::Receiver<(PeerIdentity, BulkStream)> {
         let (sender, receiver) = mpsc::channel(bulk::ACCEPT_QUEUE);
-        *self.shared.blobs.write().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        *self.shared.acceptor(kind).write().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         receiver
     }
 

@@ -111,7 +111,9 @@ fn streams(config: &NetConfig, network: &Network, gates: &Gates, keep: Arc<Atomi
     let others = config
         .versions
         .clone()
-        .flat_map(|v| [names::rpc_protocol(network, v), names::blob_protocol(network, v)])
+        .flat_map(|v| {
+            [names::rpc_protocol(network, v), names::blob_protocol(network, v), names::round_protocol(network, v)]
+        })
         .filter_map(name)
         .collect();
     streams::Behaviour::new(gates.clone(), cert_protocol(network), others, keep)

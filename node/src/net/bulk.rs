@@ -1,7 +1,9 @@
-//! Bulk streams: blobs between certified peers. What is said on them is the transfer's business.
+//! Bulk streams between certified peers: blobs, and the tensors of map-reduce rounds. What is said on them is their
+//! services' business.
 //!
-//! Invariants: a peer has at most [`STREAMS_PER_PEER`] open here, all peers at most [`STREAMS_MAX`]; a stream on which
-//! nothing moves for [`IDLE_TIMEOUT`] while somebody waits for it ends with an error of kind `TimedOut`.
+//! Invariants: a peer has at most [`Bulk::per_peer`] of a kind open here, all peers at most [`Bulk::all`]; a blob stream
+//! on which nothing moves for [`IDLE_TIMEOUT`] while somebody waits for it ends with an error of kind `TimedOut`. A round
+//! stream may rest between rounds; its rounds have deadlines of their own.
 
 use std::future::Future;
 use std::io;
@@ -12,10 +14,82 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{AsyncRead as _, AsyncWrite as _};
+use sundara_proto::crypto::Network;
 use sundara_proto::id::NodeId;
+use sundara_proto::names;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+/// What a bulk stream carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Bulk {
+    /// Ranges of blobs.
+    Blob,
+    /// Map-reduce rounds.
+    Round,
+}
+
+impl Bulk {
+    /// Every kind.
+    pub(super) const ALL: [Self; 2] = [Self::Blob, Self::Round];
+
+    /// Its protocol.
+    pub(super) fn protocol(self, network: &Network, version: u32) -> String {
+        match self {
+            Self::Blob => names::blob_protocol(network, version),
+            Self::Round => names::round_protocol(network, version),
+        }
+    }
+
+    /// Streams that one peer may have open here.
+    pub(super) const fn per_peer(self) -> usize {
+        match self {
+            Self::Blob => STREAMS_PER_PEER,
+            Self::Round => ROUND_STREAMS_PER_PEER,
+        }
+    }
+
+    /// Streams that all peers may have open here.
+    pub(super) const fn all(self) -> usize {
+        match self {
+            Self::Blob => STREAMS_MAX,
+            Self::Round => ROUND_STREAMS_MAX,
+        }
+    }
+
+    const fn idle(self) -> Option<Duration> {
+        match self {
+            Self::Blob => Some(IDLE_TIMEOUT),
+            Self::Round => None,
+        }
+    }
+}
+
+/// Streams open now, by kind.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counts {
+    blob: Arc<AtomicUsize>,
+    round: Arc<AtomicUsize>,
+}
+
+impl Counts {
+    pub(super) fn of(&self, kind: Bulk) -> &Arc<AtomicUsize> {
+        match kind {
+            Bulk::Blob => &self.blob,
+            Bulk::Round => &self.round,
+        }
+    }
+
+    /// Of every kind.
+    pub(super) fn total(&self) -> usize {
+        self.blob.load(Ordering::Relaxed) + self.round.load(Ordering::Relaxed)
+    }
+}
+
+/// Round streams that one peer may have open here: two for each of 16 groups at once, both ways.
+const ROUND_STREAMS_PER_PEER: usize = 64;
+/// Round streams that all peers may have open here.
+const ROUND_STREAMS_MAX: usize = 1024;
 /// Blob streams that one peer may have open here.
 pub const STREAMS_PER_PEER: usize = 16;
 /// Blob streams that all peers may have open here.
@@ -32,7 +106,7 @@ const LOCAL_BUFFER: usize = 256 << 10;
 /// Why no stream was opened.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
-pub enum BlobError {
+pub enum BulkError {
     /// No connection, and none could be made.
     #[error("peer {node} is not reachable: {reason}")]
     Unreachable {
@@ -58,11 +132,11 @@ pub(super) struct Slot {
 
 impl Slot {
     /// A place for one more stream; `None` when peer or node has its fill.
-    pub(super) fn take(peer: &Arc<AtomicUsize>, all: &Arc<AtomicUsize>) -> Option<Self> {
-        let slot = Self { peer: peer.clone(), all: all.clone() };
-        let before = (peer.fetch_add(1, Ordering::Relaxed), all.fetch_add(1, Ordering::Relaxed));
+    pub(super) fn take(kind: Bulk, peer: &Counts, all: &Counts) -> Option<Self> {
+        let slot = Self { peer: peer.of(kind).clone(), all: all.of(kind).clone() };
+        let before = (slot.peer.fetch_add(1, Ordering::Relaxed), slot.all.fetch_add(1, Ordering::Relaxed));
         // When it does not fit, dropping `slot` takes the place back.
-        (before.0 < STREAMS_PER_PEER && before.1 < STREAMS_MAX).then_some(slot)
+        (before.0 < kind.per_peer() && before.1 < kind.all()).then_some(slot)
     }
 }
 
@@ -83,27 +157,29 @@ enum Transport {
 ///
 /// Buffers of 64 KiB and more carry twice what 4 KiB do.
 #[derive(Debug)]
-pub struct BlobStream {
+pub struct BulkStream {
     transport: Transport,
-    idle: Pin<Box<Sleep>>,
+    /// `None`: it may rest.
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
     /// Since when somebody waits for the stream and nothing moves.
     waiting: Option<Instant>,
     _slot: Option<Slot>,
 }
 
-impl BlobStream {
-    pub(super) fn mesh(stream: libp2p::swarm::Stream, slot: Option<Slot>) -> Self {
-        Self::new(Transport::Mesh(stream), slot)
+impl BulkStream {
+    pub(super) fn mesh(kind: Bulk, stream: libp2p::swarm::Stream, slot: Option<Slot>) -> Self {
+        Self::new(kind, Transport::Mesh(stream), slot)
     }
 
     /// The two ends of a stream to oneself.
-    pub(super) fn local() -> (Self, Self) {
+    pub(super) fn local(kind: Bulk) -> (Self, Self) {
         let (a, b) = tokio::io::duplex(LOCAL_BUFFER);
-        (Self::new(Transport::Local(a), None), Self::new(Transport::Local(b), None))
+        (Self::new(kind, Transport::Local(a), None), Self::new(kind, Transport::Local(b), None))
     }
 
-    fn new(transport: Transport, slot: Option<Slot>) -> Self {
-        Self { transport, idle: Box::pin(tokio::time::sleep(IDLE_TIMEOUT)), waiting: None, _slot: slot }
+    fn new(kind: Bulk, transport: Transport, slot: Option<Slot>) -> Self {
+        let idle = kind.idle().map(|limit| (limit, Box::pin(tokio::time::sleep(limit))));
+        Self { transport, idle, waiting: None, _slot: slot }
     }
 
     /// Notes progress, or ends what has waited too long. The timer is moved only when it fires.
@@ -112,19 +188,20 @@ impl BlobStream {
             self.waiting = None;
             return polled;
         }
-        let deadline = *self.waiting.get_or_insert_with(Instant::now) + IDLE_TIMEOUT;
-        while self.idle.as_mut().poll(cx).is_ready() {
+        let Some((limit, idle)) = &mut self.idle else { return Poll::Pending };
+        let deadline = *self.waiting.get_or_insert_with(Instant::now) + *limit;
+        while idle.as_mut().poll(cx).is_ready() {
             if Instant::now() >= deadline {
-                let text = format!("nothing moved on the blob stream for {} s", IDLE_TIMEOUT.as_secs());
+                let text = format!("nothing moved on the stream for {} s", limit.as_secs());
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
             }
-            self.idle.as_mut().reset(deadline);
+            idle.as_mut().reset(deadline);
         }
         Poll::Pending
     }
 }
 
-impl AsyncRead for BlobStream {
+impl AsyncRead for BulkStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = match &mut self.transport {
             Transport::Local(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -136,7 +213,7 @@ impl AsyncRead for BlobStream {
     }
 }
 
-impl AsyncWrite for BlobStream {
+impl AsyncWrite for BulkStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = match &mut self.transport {
             Transport::Local(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -171,7 +248,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_on_which_nothing_moves_ends_and_a_slow_one_does_not() {
-        let (mut ours, mut theirs) = BlobStream::local();
+        let (mut ours, mut theirs) = BulkStream::local(Bulk::Blob);
         let mut byte = [0];
         for _ in 0..5 {
             tokio::time::sleep(IDLE_TIMEOUT * 9 / 10).await;
@@ -186,12 +263,14 @@ mod tests {
 
     #[test]
     fn streams_of_a_peer_are_counted_until_they_are_dropped() {
-        let (peer, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let mut slots: Vec<Slot> = (0..STREAMS_PER_PEER).map(|_| Slot::take(&peer, &all).unwrap()).collect();
-        assert!(Slot::take(&peer, &all).is_none());
+        let (peer, all) = (Counts::default(), Counts::default());
+        let mut slots: Vec<Slot> =
+            (0..STREAMS_PER_PEER).map(|_| Slot::take(Bulk::Blob, &peer, &all).unwrap()).collect();
+        assert!(Slot::take(Bulk::Blob, &peer, &all).is_none());
         slots.pop();
-        assert!(Slot::take(&peer, &all).is_some());
+        assert!(Slot::take(Bulk::Blob, &peer, &all).is_some());
+        assert!(Slot::take(Bulk::Round, &peer, &all).is_some(), "each kind has places of its own");
         drop(slots);
-        assert_eq!((peer.load(Ordering::Relaxed), all.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!((peer.total(), all.total()), (0, 0));
     }
 }

@@ -36,6 +36,7 @@ use tracing::Instrument as _;
 
 use super::behaviour::{self, Behaviour, BehaviourEvent};
 use super::bootstrap::Bootstrap;
+use super::bulk;
 use super::gate::{Gates, PeerGate};
 use super::limits::Slots;
 use super::nat::Nat;
@@ -73,8 +74,8 @@ struct Session {
     gate: Arc<PeerGate>,
     /// Bytes of its requests that wait for a service.
     queued: Arc<AtomicUsize>,
-    /// Blob streams that it has open here.
-    blobs: Arc<AtomicUsize>,
+    /// Bulk streams that it has open here.
+    bulk: bulk::Counts,
     /// Request streams that it has open here.
     serving: usize,
 }
@@ -89,8 +90,8 @@ struct Connection {
     certified: bool,
     /// A handshake of the peer runs.
     handshaking: bool,
-    /// Blob streams of ours on it.
-    blobs: Arc<AtomicUsize>,
+    /// Bulk streams of ours on it.
+    bulk: bulk::Counts,
     /// Why this node closes it.
     closing: Option<String>,
 }
@@ -138,8 +139,8 @@ pub struct NetDriver {
     conflicts: handshakes::Conflicts,
     links: links::Links,
     queries: queries::Queries,
-    all_blobs: Arc<AtomicUsize>,
-    my_blobs: Arc<AtomicUsize>,
+    all_bulk: bulk::Counts,
+    my_bulk: bulk::Counts,
 
     listeners: HashMap<ListenerId, Vec<Multiaddr>>,
     relay_listeners: HashMap<ListenerId, PeerId>,
@@ -182,7 +183,7 @@ impl NetHandle {
             links: Default::default(),
             services: Arc::new(rpc::server::Services::new(metrics.clone())),
             subscribers: Default::default(),
-            blobs: Default::default(),
+            bulk: Default::default(),
             peer_events: broadcast::channel(PEER_EVENTS).0,
             metrics,
         });
@@ -220,8 +221,8 @@ impl NetHandle {
             conflicts: Default::default(),
             links: Default::default(),
             queries: Default::default(),
-            all_blobs: Arc::default(),
-            my_blobs: Arc::default(),
+            all_bulk: bulk::Counts::default(),
+            my_bulk: bulk::Counts::default(),
             listeners: HashMap::new(),
             relay_listeners: HashMap::new(),
             waiting_listeners: Vec::new(),
@@ -324,7 +325,7 @@ impl NetDriver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Link { to, done } => self.on_link(id::peer_id(to), done),
-            Command::OpenBlob { to, done } => self.on_open_blob(id::peer_id(to), done),
+            Command::OpenBulk { to, kind, done } => self.on_open_bulk(id::peer_id(to), kind, done),
             Command::Publish { topic, data, done } => {
                 // A caller that is gone does not need the answer; so below.
                 let _ = done.send(self.publish(topic, data));

@@ -66,6 +66,8 @@ metrics! {
     dht_records_refused: Counter = "DHT records refused";
     /// Blob streams opened by peers and handed on.
     blob_streams_in: Counter = "Blob streams opened by peers";
+    /// Round streams of peers.
+    round_streams_in: Counter = "Map-reduce streams opened by peers";
     /// Events that found their channel full.
     events_dropped: Counter = "Peer events dropped because a subscriber lagged";
 }

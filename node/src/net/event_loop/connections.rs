@@ -1,7 +1,5 @@
 //! Connections as they come, go and fail.
 
-use std::sync::Arc;
-
 use libp2p::core::transport::TransportError;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -97,7 +95,7 @@ impl NetDriver {
                 opened: now,
                 certified: false,
                 handshaking: false,
-                blobs: Arc::default(),
+                bulk: crate::net::bulk::Counts::default(),
                 closing: None,
             },
         );

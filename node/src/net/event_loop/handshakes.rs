@@ -164,7 +164,7 @@ impl NetDriver {
             agreed: false,
             gate: gate.clone(),
             queued: Arc::default(),
-            blobs: Arc::default(),
+            bulk: crate::net::bulk::Counts::default(),
             serving: 0,
         });
         session.identity = identity;
@@ -257,7 +257,7 @@ impl NetDriver {
         self.announce(PeerEvent::Connected(identity));
         self.links.on_dial_certified(peer, identity);
         self.open_link(peer);
-        self.flush_blobs(peer);
+        self.flush_bulk(peer);
     }
 
     fn on_handshake_failed(&mut self, id: ConnectionId, reason: String) {

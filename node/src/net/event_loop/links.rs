@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::connections::{dial_opts, dial_reason, without_peer};
 use super::{Connection, NetDriver};
 use crate::net::bootstrap::peer_of;
-use crate::net::bulk::{self, BlobStream};
+use crate::net::bulk::{self, Bulk, BulkStream};
 use crate::net::id::{node_id, peer_id};
 use crate::net::rpc::PeerIdentity;
 use crate::net::rpc::client::ClientLink;
@@ -24,7 +24,7 @@ const WAITING_MAX: usize = 4096;
 const TOO_MANY: &str = "too many callers wait for a connection to this peer";
 
 type LinkDone = oneshot::Sender<Result<ClientLink, String>>;
-type BlobDone = oneshot::Sender<Result<BlobStream, String>>;
+type BulkDone = oneshot::Sender<Result<BulkStream, String>>;
 type DialDone = oneshot::Sender<Result<PeerIdentity, String>>;
 
 /// A stream that is being opened, by its token.
@@ -32,13 +32,13 @@ type DialDone = oneshot::Sender<Result<PeerIdentity, String>>;
 pub(super) enum Opening {
     Cert { connection: ConnectionId },
     Link { peer: PeerId, connection: ConnectionId },
-    Blob { peer: PeerId, connection: ConnectionId, done: BlobDone },
+    Bulk { peer: PeerId, connection: ConnectionId, kind: Bulk, done: BulkDone },
 }
 
 impl Opening {
     fn connection(&self) -> ConnectionId {
         match self {
-            Self::Cert { connection } | Self::Link { connection, .. } | Self::Blob { connection, .. } => *connection,
+            Self::Cert { connection } | Self::Link { connection, .. } | Self::Bulk { connection, .. } => *connection,
         }
     }
 }
@@ -47,7 +47,7 @@ impl Opening {
 #[derive(Debug, Default)]
 struct Wanted {
     links: Vec<LinkDone>,
-    blobs: Vec<BlobDone>,
+    bulk: Vec<(Bulk, BulkDone)>,
     /// A request stream is being opened.
     opening_link: bool,
     /// Its addresses are being looked up in the DHT.
@@ -110,7 +110,7 @@ impl Links {
             self.opening.iter().filter(|(_, o)| o.connection() == connection).map(|(token, _)| *token).collect();
         for token in gone {
             match self.opening.remove(&token) {
-                Some(Opening::Blob { done, .. }) => drop(done.send(Err(reason.to_owned()))),
+                Some(Opening::Bulk { done, .. }) => drop(done.send(Err(reason.to_owned()))),
                 Some(Opening::Link { peer, .. }) => {
                     if let Some(wanted) = self.wanted.get_mut(&peer) {
                         wanted.opening_link = false;
@@ -136,7 +136,7 @@ impl Links {
         for done in wanted.links {
             drop(done.send(Err(reason.to_owned())));
         }
-        for done in wanted.blobs {
+        for (_, done) in wanted.bulk {
             drop(done.send(Err(reason.to_owned())));
         }
     }
@@ -156,14 +156,14 @@ impl NetDriver {
         self.open_link(peer);
     }
 
-    pub(super) fn on_open_blob(&mut self, peer: PeerId, done: BlobDone) {
+    pub(super) fn on_open_bulk(&mut self, peer: PeerId, kind: Bulk, done: BulkDone) {
         let wanted = self.links.wanted.entry(peer).or_default();
-        if wanted.blobs.len() >= WAITING_MAX {
+        if wanted.bulk.len() >= WAITING_MAX {
             return drop(done.send(Err(TOO_MANY.to_owned())));
         }
-        wanted.blobs.push(done);
+        wanted.bulk.push((kind, done));
         self.reach(peer);
-        self.flush_blobs(peer);
+        self.flush_bulk(peer);
     }
 
     pub(super) fn on_dial(&mut self, address: Multiaddr, done: DialDone) {
@@ -223,7 +223,7 @@ impl NetDriver {
             && wanted.bulk_dial == Some(connection)
         {
             (wanted.bulk_dial, wanted.bulk_failed) = (None, true);
-            return self.flush_blobs(peer);
+            return self.flush_bulk(peer);
         }
         if !self.connections.values().any(|c| c.peer == peer) {
             self.links.on_peer_gone(peer, reason);
@@ -247,28 +247,30 @@ impl NetDriver {
         self.swarm.behaviour_mut().streams.open(peer, connection, protocol, token);
     }
 
-    /// Opens the blob streams that wait, on the least loaded connections; dials a further one where that helps.
-    pub(super) fn flush_blobs(&mut self, peer: PeerId) {
+    /// Opens the bulk streams that wait, on the least loaded connections; dials a further one where that helps.
+    pub(super) fn flush_bulk(&mut self, peer: PeerId) {
         let Some(session) = self.sessions.get(&peer).filter(|s| s.agreed) else { return };
-        let name = names::blob_protocol(&self.shared.network, session.version);
-        let Ok(protocol) = StreamProtocol::try_from_owned(name) else { return };
+        let version = session.version;
         while let Some(wanted) = self.links.wanted.get_mut(&peer) {
-            if wanted.blobs.is_empty() || wanted.bulk_dial.is_some() {
+            if wanted.bulk.is_empty() || wanted.bulk_dial.is_some() {
                 return;
             }
             let usable = || self.connections.iter().filter(|(_, c)| c.peer == peer && c.closing.is_none());
-            let load = |c: &Connection| (c.relayed, c.blobs.load(Ordering::Relaxed), std::cmp::Reverse(c.opened));
+            let load = |c: &Connection| (c.relayed, c.bulk.total(), std::cmp::Reverse(c.opened));
             let (count, least) = (usable().count(), usable().min_by_key(|(_, c)| load(c)));
-            let Some((id, counter)) = least.map(|(id, c)| (*id, c.blobs.clone())) else { return };
-            let busy = counter.load(Ordering::Relaxed) > 0;
+            let Some((id, counter)) = least.map(|(id, c)| (*id, c.bulk.clone())) else { return };
+            let busy = counter.total() > 0;
             if busy && count < bulk::CONNECTIONS && !wanted.bulk_failed && self.dial_bulk(peer) {
                 return;
             }
-            let Some(done) = self.links.wanted.get_mut(&peer).and_then(|w| w.blobs.pop()) else { return };
+            let Some((kind, done)) = self.links.wanted.get_mut(&peer).and_then(|w| w.bulk.pop()) else { return };
+            let Ok(protocol) = StreamProtocol::try_from_owned(kind.protocol(&self.shared.network, version)) else {
+                return;
+            };
             // Counted from now on, so that the next one goes elsewhere; corrected when the stream is there.
-            counter.fetch_add(1, Ordering::Relaxed);
-            let token = self.links.open(Opening::Blob { peer, connection: id, done });
-            self.swarm.behaviour_mut().streams.open(peer, id, protocol.clone(), token);
+            counter.of(kind).fetch_add(1, Ordering::Relaxed);
+            let token = self.links.open(Opening::Bulk { peer, connection: id, kind, done });
+            self.swarm.behaviour_mut().streams.open(peer, id, protocol, token);
         }
     }
 
@@ -295,7 +297,7 @@ impl NetDriver {
             && wanted.bulk_dial == Some(connection)
         {
             wanted.bulk_dial = None;
-            self.flush_blobs(peer);
+            self.flush_bulk(peer);
         }
     }
 
@@ -317,7 +319,7 @@ impl NetDriver {
 
     /// Drops the entry of a peer for whom nobody waits any more.
     pub(super) fn forget_satisfied(&mut self, peer: PeerId) {
-        let idle = |w: &Wanted| w.links.is_empty() && w.blobs.is_empty() && w.bulk_dial.is_none();
+        let idle = |w: &Wanted| w.links.is_empty() && w.bulk.is_empty() && w.bulk_dial.is_none();
         if self.links.wanted.get(&peer).is_some_and(idle) {
             self.links.wanted.remove(&peer);
         }

@@ -10,7 +10,7 @@ use sundara_proto::names;
 use super::links::Opening;
 use super::{NetDriver, TaskEnd};
 use crate::net::behaviour;
-use crate::net::bulk::{BlobStream, Slot};
+use crate::net::bulk::{Bulk, BulkStream, Slot};
 use crate::net::cert::Side;
 use crate::net::id::node_id;
 use crate::net::rpc::client::ClientLink;
@@ -39,11 +39,12 @@ impl NetDriver {
                     }
                 },
                 Some(Opening::Link { peer, .. }) => self.on_link_opened(peer, result),
-                Some(Opening::Blob { peer, connection, done }) => {
-                    let counter = self.connections.get(&connection).map(|c| c.blobs.clone()).unwrap_or_default();
+                Some(Opening::Bulk { peer, connection, kind, done }) => {
+                    let counter = self.connections.get(&connection).map(|c| c.bulk.clone()).unwrap_or_default();
                     // The place was counted when the opening began; the slot counts it until the stream is dropped.
-                    let stream = result.map(|stream| BlobStream::mesh(stream, Slot::take(&counter, &self.my_blobs)));
-                    counter.fetch_sub(1, Ordering::Relaxed);
+                    let slot = |stream| BulkStream::mesh(kind, stream, Slot::take(kind, &counter, &self.my_bulk));
+                    let stream = result.map(slot);
+                    counter.of(kind).fetch_sub(1, Ordering::Relaxed);
                     // A caller that is gone does not need it.
                     drop(done.send(stream));
                     self.forget_satisfied(peer);
@@ -67,20 +68,24 @@ impl NetDriver {
         };
         if is(names::rpc_protocol) {
             self.serve_requests(peer, stream);
-        } else if is(names::blob_protocol) {
-            let (identity, slot) = (session.identity, Slot::take(&session.blobs, &self.all_blobs));
-            let sender = self.shared.blobs.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let taken = match (sender, slot) {
-                (Some(sender), Some(slot)) => sender.try_send((identity, BlobStream::mesh(stream, Some(slot)))).is_ok(),
-                _ => false,
-            };
-            let metrics = &self.shared.metrics;
-            if taken {
-                metrics.blob_streams_in.inc()
-            } else {
-                metrics.streams_refused.inc()
-            };
+            return;
         }
+        let kind = if is(names::blob_protocol) {
+            Bulk::Blob
+        } else if is(names::round_protocol) {
+            Bulk::Round
+        } else {
+            return;
+        };
+        let taken = Slot::take(kind, &session.bulk, &self.all_bulk).is_some_and(|slot| {
+            self.shared.deliver(kind, session.identity, BulkStream::mesh(kind, stream, Some(slot)))
+        });
+        let metrics = &self.shared.metrics;
+        match kind {
+            _ if !taken => metrics.streams_refused.inc(),
+            Bulk::Blob => metrics.blob_streams_in.inc(),
+            Bulk::Round => metrics.round_streams_in.inc(),
+        };
     }
 
     fn serve_requests(&mut self, peer: PeerId, stream: Stream) {

@@ -18,6 +18,7 @@ use super::{Asked, COMMANDS, FRAMES_A_POLL, Inbox, OPEN_MAX, Pushed, Responses, 
 
 /// What a caller wants of the stream.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Most are the large one, and it moves once.
 pub(crate) enum Command {
     Open { id: u64, request: pb::Request, inbox: Arc<Inbox> },
     Credit { id: u64, n: u32 },
