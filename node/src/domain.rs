@@ -12,6 +12,7 @@ pub mod admission;
 pub mod audit;
 pub mod catalog;
 pub mod job;
+pub mod round;
 pub mod schedule;
 pub mod score;
 pub mod verify;
