@@ -6,6 +6,7 @@
 pub mod jobs;
 mod metrics;
 mod models;
+pub mod rounds;
 mod status;
 
 use std::sync::Arc;
@@ -86,6 +87,11 @@ impl Node {
     /// Models: publish, find, fetch, keep.
     pub fn models(&self) -> Models {
         Models { registry: self.parts.registry.clone(), key: self.parts.key.clone() }
+    }
+
+    /// Map-reduce: groups and their rounds.
+    pub fn rounds(&self) -> rounds::Rounds {
+        rounds::Rounds { handle: self.parts.rounds.clone(), key: self.parts.key.clone() }
     }
 
     /// Everything known of other nodes.
@@ -192,6 +198,11 @@ impl Node {
             StartError::Config("only miners and validators own executors: start with --role miner or validator".into())
         })?;
         owner.revoke(node).await.map_err(|e| StartError::Data(e.to_string()))
+    }
+
+    /// Waits until `n` other nodes are connected. For tests and start-up scripts.
+    pub async fn wait_for_peers(&self, n: usize) {
+        self.parts.directory.wait_for(|view| view.peers.len() > n).await;
     }
 
     /// Waits until `n` trusted validators are connected. For tests and start-up scripts.

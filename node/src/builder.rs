@@ -25,6 +25,7 @@ use crate::service::{Tasks, wall_now};
 use crate::services::directory::Directory;
 use crate::services::jobs::{JobsClient, JobsClientParts};
 use crate::services::proofs;
+use crate::services::reduce::{self, Lie, RoundsHandle};
 use crate::services::registry::{self, RegistryHandle};
 use crate::services::rejoin;
 use crate::services::transfer;
@@ -65,6 +66,7 @@ pub struct NodeBuilder {
     hotkey: Option<HotkeyPair>,
     data_dir: Option<PathBuf>,
     bad_address: Option<String>,
+    lie: Lie,
     #[cfg(feature = "executor")]
     misbehaviour: Option<Misbehaviour>,
     #[cfg(feature = "executor")]
@@ -159,6 +161,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Makes a member or reducer lie in rounds, to show that it is caught. Not reachable from any file or flag of a real
+    /// node.
+    pub fn lie(mut self, lie: Lie) -> Self {
+        self.lie = lie;
+        self
+    }
+
     /// Starts it on the caller's tokio runtime.
     ///
     /// # Errors
@@ -181,6 +190,7 @@ pub(crate) struct Parts {
     pub(crate) directory: Directory,
     pub(crate) registry: RegistryHandle,
     pub(crate) jobs: JobsClient,
+    pub(crate) rounds: RoundsHandle,
     rejoin: rejoin::Rejoin,
     pub(crate) transfers: Arc<transfer::TransferStats>,
     #[cfg(feature = "executor")]
@@ -231,6 +241,7 @@ struct Assembly {
     /// Where it keeps its data; `None` keeps the store in memory.
     data_dir: Option<PathBuf>,
     temporary: Option<tempfile::TempDir>,
+    lie: Lie,
     #[cfg(feature = "executor")]
     misbehaviour: Option<Misbehaviour>,
     #[cfg(feature = "executor")]
@@ -275,6 +286,7 @@ impl Assembly {
             bundle,
             data_dir: builder.data_dir,
             temporary,
+            lie: builder.lie,
             #[cfg(feature = "executor")]
             misbehaviour: builder.misbehaviour,
             #[cfg(feature = "executor")]
@@ -361,6 +373,18 @@ impl Assembly {
             registry: registry.clone(),
             tasks: tasks.child("jobs"),
         });
+        let rounds = reduce::start(reduce::RoundsParts {
+            config: self.config.rounds.clone(),
+            lends: self.bundle.reducer,
+            network: self.network,
+            key: self.hotkey.clone(),
+            net: net.clone(),
+            directory: directory.clone(),
+            blobs: blobs.clone(),
+            transfer: transfer.clone(),
+            lie: self.lie,
+            tasks: tasks.child("rounds"),
+        });
         let ports = Ports { net, store, blobs, transfer, registry, directory };
         let (convicted_tx, convicted) = mpsc::channel(CONVICTED_QUEUED_MAX);
         proofs::start(proofs::ProofsParts {
@@ -386,6 +410,7 @@ impl Assembly {
             directory: ports.directory,
             registry: ports.registry,
             jobs,
+            rounds,
             rejoin,
             transfers,
             #[cfg(feature = "executor")]

@@ -22,7 +22,8 @@ pub use crate::services::{
     work::pool::PoolConfig,
 };
 pub use crate::services::{
-    casebook::EvidenceConfig, jobs::JobsConfig, registry::RegistryConfig, transfer::TransferConfig,
+    casebook::EvidenceConfig, jobs::JobsConfig, reduce::RoundsConfig, registry::RegistryConfig,
+    transfer::TransferConfig,
 };
 pub use http::HttpConfig;
 pub use layers::{ConfigError, Layers, Origin, Resolved, Shown};
@@ -54,6 +55,8 @@ pub struct Config {
     pub transfer: TransferConfig,
     /// Models that this node publishes and knows of.
     pub registry: RegistryConfig,
+    /// Map-reduce rounds that this node takes part in or serves.
+    pub rounds: RoundsConfig,
     /// Evidence of offences.
     pub evidence: EvidenceConfig,
     /// Jobs that this node runs.

@@ -39,6 +39,7 @@ pub mod telemetry;
 #[cfg(feature = "executor")]
 pub mod testnet;
 
+pub use api::rounds;
 pub use api::{
     JobEvent, JobFailure, JobHandle, JobOrder, JobPhase, JobResult, Jobs, Models, Node, StartError, Status, SubmitError,
 };

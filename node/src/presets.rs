@@ -57,6 +57,8 @@ impl FromStr for Role {
 pub(crate) struct Bundle {
     /// Offers and executors.
     pub(crate) miner: bool,
+    /// Sums in rounds of others.
+    pub(crate) reducer: bool,
     /// Serves one owner's offers.
     pub(crate) executor: bool,
     /// Intake, dispatch and audit.
@@ -76,6 +78,7 @@ pub(crate) fn bundle(roles: &[Role]) -> Bundle {
             Role::Executor => bundle.executor = true,
             Role::Miner => {
                 bundle.miner = true;
+                bundle.reducer = true;
                 bundle.batches = true;
                 bundle.adverts = true;
             }

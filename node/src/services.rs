@@ -23,6 +23,7 @@ pub(crate) mod miner;
 #[cfg(feature = "executor")]
 pub(crate) mod pages;
 pub(crate) mod proofs;
+pub(crate) mod reduce;
 pub(crate) mod registry;
 pub(crate) mod rejoin;
 #[cfg(feature = "executor")]

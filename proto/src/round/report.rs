@@ -100,6 +100,7 @@ impl WireMessage for RoundReady {
             settings: Some(self.settings.to_raw()),
             open: self.open.clone(),
             amends: self.amends.clone(),
+            state: None,
         }
     }
 }
@@ -268,6 +269,7 @@ impl WireMessage for RoundReport {
                 settled: status.settled.to_bytes(),
                 progress: status.progress,
                 amend: status.amend,
+                sums: Vec::new(),
             }),
         };
         pb::RoundReport { round: self.round.into(), kind: Some(kind) }
