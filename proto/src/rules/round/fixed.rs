@@ -18,7 +18,7 @@
 
 use super::dtype::{Dtype, Wire, Word, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::layout::{BLOCK, blocks};
-use super::simd::{Kernel, Level, level};
+use super::simd::{Kernel, Level, level, to_i32};
 use crate::crypto::Context;
 use crate::id::Digest;
 
@@ -311,9 +311,9 @@ impl Quantise<'_> {
     #[inline(always)]
     fn of<const N: usize>(self, value: impl Fn([u8; N]) -> f32 + Copy) {
         match self.wire.input() {
-            Word::W32 => self.to(value, |q: f32| (q as i32).to_le_bytes()),
-            Word::W16 => self.to(value, |q: f32| (q as i32 as i16).to_le_bytes()),
-            Word::W8 => self.to(value, |q: f32| (q as i32 as i8).to_le_bytes()),
+            Word::W32 => self.to(value, |q: f32| to_i32(q).to_le_bytes()),
+            Word::W16 => self.to(value, |q: f32| (to_i32(q) as i16).to_le_bytes()),
+            Word::W8 => self.to(value, |q: f32| (to_i32(q) as i8).to_le_bytes()),
             Word::W64 => unreachable!("no input words of 8 bytes"),
         }
     }

@@ -36,16 +36,25 @@ pub fn add_all(sums: &mut [u64], tags: &[u64]) {
     sums.iter_mut().zip(tags).for_each(|(sum, tag)| *sum = add_mod(*sum, *tag));
 }
 
-/// Bits of a limb of r: a limb times a 32-bit word is below 2^53, so that 512 of them add up in a 64-bit lane.
-const LIMB: u32 = 21;
-/// Values that are multiplied at a time, so that each lane adds up `GROUP / LANES` products.
-const LANES: usize = 8;
+/// Groups whose tags are computed together: each number r is loaded once for all of them, and their sums still fit the
+/// sixteen registers of AVX2.
+const TOGETHER: usize = 3;
 
-/// The numbers r of one chunk, in limbs: r = r0 + 2^21 r1 + 2^42 r2.
+/// The numbers r of one chunk, cut into limbs that make products of 64 bits.
+///
+/// A processor multiplies 32-bit lanes into 64-bit ones, and 61 bits do not fit a lane. Words of 32 bits take three limbs
+/// of 21 bits: a product is below 2^53, and 1,024 of them add up in 64 bits. Words of 16 and 8 bits take two limbs, of 31
+/// and 30 bits: products below 2^47, a whole group of which adds up. Nothing is reduced before the end of a group.
 #[derive(Clone)]
 pub struct TagKey {
-    limbs: Box<[[i32; GROUP]; 3]>,
+    /// r = a + 2^21 b + 2^42 c.
+    wide: Box<[[i32; GROUP]; 3]>,
+    /// r = a + 2^31 b.
+    narrow: Box<[[i32; GROUP]; 2]>,
 }
+
+const WIDE: u32 = 21;
+const NARROW: u32 = 31;
 
 impl std::fmt::Debug for TagKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -58,17 +67,17 @@ impl TagKey {
     /// drawn again.
     pub fn new(rho: &Digest) -> Self {
         let mut stream = ChaCha8Rng::from_seed(rho.0);
-        let mut limbs = Box::new([[0; GROUP]; 3]);
+        let (mut wide, mut narrow) = (Box::new([[0; GROUP]; 3]), Box::new([[0; GROUP]; 2]));
+        let limb = |r: u64, bits: u32, i: u32| (r >> (bits * i) & ((1 << bits) - 1)) as i32;
         for k in 0..GROUP {
             let mut r = stream.next_u64() & P;
             while r == P {
                 r = stream.next_u64() & P;
             }
-            for (i, limb) in limbs.iter_mut().enumerate() {
-                limb[k] = (r >> (LIMB * i as u32)) as i32 & ((1 << LIMB) - 1);
-            }
+            (0..).zip(wide.iter_mut()).for_each(|(i, limbs)| limbs[k] = limb(r, WIDE, i));
+            (0..).zip(narrow.iter_mut()).for_each(|(i, limbs)| limbs[k] = limb(r, NARROW, i));
         }
-        Self { limbs }
+        Self { wide, narrow }
     }
 
     /// Tag of one group, at most 4,096 words of `word`'s width.
@@ -93,63 +102,92 @@ impl TagKey {
     /// As [`Self::tags`], by a given vector unit: what tests and benches compare.
     pub fn tags_at(&self, level: Level, words: &[u8], word: Word, out: &mut Vec<u64>) {
         assert!(words.len().is_multiple_of(word.len()), "whole words");
-        for group in words.chunks(GROUP * word.len()) {
-            out.push(level.run(Tag { limbs: &self.limbs, words: group, word }));
+        let group = GROUP * word.len();
+        let (together, rest) = words.split_at(words.len() / (group * TOGETHER) * (group * TOGETHER));
+        for groups in together.chunks_exact(group * TOGETHER) {
+            let words: [&[u8]; TOGETHER] = std::array::from_fn(|g| &groups[g * group..(g + 1) * group]);
+            out.extend(level.run(Tags { key: self, words, word }));
+        }
+        for group in rest.chunks(group) {
+            out.extend(level.run(Tags { key: self, words: [group], word }));
         }
     }
 }
 
-struct Tag<'a> {
-    limbs: &'a [[i32; GROUP]; 3],
-    words: &'a [u8],
+/// Tags of groups of one length.
+struct Tags<'a, const G: usize> {
+    key: &'a TagKey,
+    words: [&'a [u8]; G],
     word: Word,
 }
 
-impl Kernel for Tag<'_> {
-    type Out = u64;
+impl<const G: usize> Kernel for Tags<'_, G> {
+    type Out = [u64; G];
 
     #[inline(always)]
-    fn run(self) -> u64 {
+    fn run(self) -> [u64; G] {
+        let (wide, narrow) = (&self.key.wide, &self.key.narrow);
         match self.word {
-            Word::W8 => reduce(sums(self.limbs, self.words.as_chunks().0, |w| i64::from(i8::from_le_bytes(w)))),
-            Word::W16 => reduce(sums(self.limbs, self.words.as_chunks().0, |w| i64::from(i16::from_le_bytes(w)))),
-            Word::W32 => reduce(sums(self.limbs, self.words.as_chunks().0, |w| i64::from(i32::from_le_bytes(w)))),
+            Word::W8 => {
+                let value = |w, r| i64::from(i8::from_le_bytes(w)) * i64::from(r);
+                sums(narrow, self.words.map(|w| w.as_chunks().0), value).map(|s| reduce(&s, NARROW))
+            }
+            Word::W16 => {
+                let value = |w, r| i64::from(i16::from_le_bytes(w)) * i64::from(r);
+                sums(narrow, self.words.map(|w| w.as_chunks().0), value).map(|s| reduce(&s, NARROW))
+            }
+            Word::W32 => {
+                let value = |w, r| i64::from(i32::from_le_bytes(w)) * i64::from(r);
+                sums(wide, self.words.map(|w| w.as_chunks().0), value).map(|s| reduce(&s, WIDE))
+            }
             Word::W64 => {
-                let words = self.words.as_chunks().0;
-                let low = reduce(sums(self.limbs, words, |w| i64::from(i64::from_le_bytes(w) as u32)));
-                let high = reduce(sums(self.limbs, words, |w| i64::from_le_bytes(w) >> 32));
-                add_mod(low, times_power(high, 32))
+                // Both factors without sign, or both with it: the processor has no instruction for a mixture.
+                let low = |w, r: i32| i64::from(i64::from_le_bytes(w) as u32) * i64::from(r as u32);
+                let high = |w, r| i64::from((i64::from_le_bytes(w) >> 32) as i32) * i64::from(r);
+                let low = sums(wide, self.words.map(|w| w.as_chunks().0), low).map(|s| reduce(&s, WIDE));
+                let high = sums(wide, self.words.map(|w| w.as_chunks().0), high).map(|s| reduce(&s, WIDE));
+                std::array::from_fn(|g| add_mod(low[g], times_power(high[g], 32)))
             }
         }
     }
 }
 
-/// Sums of the products of each limb, exact: each of 512 products a lane is below 2^53.
+/// Sums of the products with each limb, for each group. A product is below 2^53, so 1,024 of them do not wrap.
 #[inline(always)]
-fn sums<const N: usize>(limbs: &[[i32; GROUP]; 3], words: &[[u8; N]], value: impl Fn([u8; N]) -> i64) -> [i128; 3] {
-    let mut lanes = [[0_i64; LANES]; 3];
-    let (whole, rest) = words.as_chunks::<LANES>();
-    for (i, eight) in whole.iter().enumerate() {
-        for (limb, lanes) in limbs.iter().zip(&mut lanes) {
-            let r = &limb[i * LANES..(i + 1) * LANES];
-            for lane in 0..LANES {
-                lanes[lane] += value(eight[lane]) * i64::from(r[lane]);
+fn sums<const N: usize, const G: usize, const L: usize>(
+    limbs: &[[i32; GROUP]; L],
+    groups: [&[[u8; N]]; G],
+    product: impl Fn([u8; N], i32) -> i64 + Copy,
+) -> [[i128; L]; G] {
+    const SEGMENT: usize = 1_024;
+    let mut totals = [[0; L]; G];
+    let len = groups.iter().map(|group| group.len()).min().unwrap_or(0);
+    for start in (0..len).step_by(SEGMENT) {
+        let end = (start + SEGMENT).min(len);
+        let limbs: [&[i32]; L] = std::array::from_fn(|l| &limbs[l][start..end]);
+        let words: [&[[u8; N]]; G] = groups.map(|group| &group[start..end]);
+        let mut sums = [[0_i64; L]; G];
+        // One plain loop over equally long slices: that is what the compiler vectorises.
+        for k in 0..end - start {
+            for g in 0..G {
+                for l in 0..L {
+                    sums[g][l] = sums[g][l].wrapping_add(product(words[g][k], limbs[l][k]));
+                }
+            }
+        }
+        for g in 0..G {
+            for l in 0..L {
+                totals[g][l] += i128::from(sums[g][l]);
             }
         }
     }
-    let done = whole.len() * LANES;
-    for (limb, lanes) in limbs.iter().zip(&mut lanes) {
-        for (lane, word) in rest.iter().enumerate() {
-            lanes[lane] += value(*word) * i64::from(limb[done + lane]);
-        }
-    }
-    lanes.map(|lanes| lanes.iter().map(|lane| i128::from(*lane)).sum())
+    totals
 }
 
-/// s0 + 2^21 s1 + 2^42 s2 mod p.
+/// s0 + 2^bits s1 + 2^(2 bits) s2 mod p.
 #[inline(always)]
-fn reduce(sums: [i128; 3]) -> u64 {
-    let total = sums[0] + (sums[1] << LIMB) + (sums[2] << (2 * LIMB));
+fn reduce(sums: &[i128], bits: u32) -> u64 {
+    let total = (0..).zip(sums).fold(0, |total, (i, sum)| total + (sum << (bits * i)));
     total.rem_euclid(i128::from(P)) as u64
 }
 
