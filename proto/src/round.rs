@@ -19,10 +19,11 @@
 //!                                                          Settled or Dispute   --->
 //! ```
 //!
-//! Exact mode has empty scales and neither nonces nor tags; `off` has words alone. Words travel outside frames. Everything that can convict is signed by a hotkey and
-//! carries the round, the attempt and the chunk. A [`RoundId`] is the digest of the RoundOpen's payload, so it stands for
-//! the group, the members and every setting. `attempt` counts the runs at one chunk: a chunk begins again, with the next
-//! number, when its reducer or its participants change.
+//! Exact mode has empty scales and neither nonces nor tags; `off` has words alone. Words travel outside frames. Everything
+//! that can convict is signed by a hotkey and carries the round, the attempt and the chunk. A
+//! [`RoundId`](crate::id::RoundId) is the digest of the RoundOpen's payload, so it stands for the group, the members and
+//! every setting. `attempt` counts the runs at one chunk: a chunk begins again, with the next number, when its reducer or
+//! its participants change.
 //!
 //! The reducer signs the nonces too: a member that was given others than its fellows computes other tags, and without a
 //! signature it could not be told from a liar.
