@@ -247,3 +247,33 @@ async fn a_reducer_that_dies_is_replaced_and_a_member_that_dies_is_left_out() {
     })
     .await;
 }
+
+/// Not a test: prints how long rounds take. `cargo test --release --test reduce -- --ignored --nocapture pace`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "prints figures"]
+async fn pace_of_rounds() {
+    let number = |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (members, reducers, mib) = (number("MEMBERS", 4), number("REDUCERS", 4), number("MIB", 100));
+    let mesh = Mesh::start(members, reducers).await;
+    let groups = mesh
+        .group("pace", |spec| {
+            if std::env::var_os("BUTTERFLY").is_some() {
+                spec.settings.topology = Topology::Butterfly;
+            }
+            match std::env::var("COMPRESS").as_deref() {
+                Ok("bf16") => spec.settings.compress = Compress::Bf16,
+                Ok("int8") => spec.settings.compress = Compress::Int8,
+                _ => {}
+            }
+        })
+        .await;
+    let tensor = random(1, mib << 18);
+    for round in 0..number("ROUNDS", 6) {
+        let tensors: Vec<Vec<f32>> = groups.iter().map(|_| tensor.clone()).collect();
+        let began = std::time::Instant::now();
+        let calls = groups.iter().zip(tensors).map(|(g, t)| g.all_reduce(t, Op::Sum));
+        futures::future::try_join_all(calls).await.unwrap();
+        println!("round {round}: {:.3} s", began.elapsed().as_secs_f64());
+    }
+    mesh.shutdown().await;
+}

@@ -30,6 +30,9 @@ pub mod member;
 pub mod plan;
 pub mod reducer;
 #[cfg(test)]
+#[allow(clippy::panic)]
+mod sim;
+#[cfg(test)]
 mod tests;
 
 use std::ops::Range;

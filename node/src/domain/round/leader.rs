@@ -16,6 +16,9 @@ pub const PATIENCE: u32 = 8;
 /// Times of `stall` without any chunk being settled anywhere after which the round fails.
 const GIVE_UP: u32 = 40;
 
+/// Times of `stall` without a word from anyone after which the leader asks.
+const QUIET: u32 = 2;
+
 /// What a member says of its state.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -157,6 +160,8 @@ pub struct LeaderMachine {
     progress: BTreeMap<Rank, (u64, u32)>,
     settled_most: usize,
     moved_at: Duration,
+    /// When a member said something last.
+    heard: Duration,
     ended: bool,
     timer: Option<Duration>,
 }
@@ -190,6 +195,7 @@ impl LeaderMachine {
             progress: BTreeMap::new(),
             settled_most: 0,
             moved_at: now,
+            heard: now,
             ended: false,
             timer: None,
         }
@@ -225,6 +231,9 @@ impl LeaderMachine {
         let mut out = Vec::new();
         if self.ended {
             return out;
+        }
+        if !matches!(input, Input::Timer) {
+            self.heard = now;
         }
         match input {
             Input::Done { rank, sums, changes } => {
@@ -265,7 +274,11 @@ impl LeaderMachine {
                 self.timer = None;
                 if self.probe.as_ref().is_some_and(|probe| now >= probe.until) {
                     self.judge(now, &mut out);
-                } else if self.probe.is_none() && !self.gone.is_empty() {
+                } else if self.probe.is_none()
+                    && (!self.gone.is_empty() || now >= self.heard + self.terms.stall * QUIET)
+                {
+                    // Members that are done have nothing to complain of; one that hangs is found by asking.
+                    self.heard = now;
                     self.probe(now, &mut out);
                 }
                 if now >= self.moved_at + (self.terms.stall + self.terms.answer) * GIVE_UP {
@@ -427,7 +440,8 @@ impl LeaderMachine {
             return;
         }
         let give_up = self.moved_at + (self.terms.stall + self.terms.answer) * GIVE_UP;
-        let due = self.probe.as_ref().map_or(give_up, |probe| probe.until.min(give_up));
+        let quiet = self.heard + self.terms.stall * QUIET;
+        let due = self.probe.as_ref().map_or(quiet, |probe| probe.until).min(give_up);
         if self.timer.is_none_or(|timer| timer > due || timer <= now) {
             self.timer = Some(due);
             out.push(Output::SetTimer(due));

@@ -389,6 +389,8 @@ impl MemberMachine {
 
     fn apply(&mut self, change: &Change, now: Duration, out: &mut Vec<Output>) {
         self.changes = change.number;
+        // The leader counts afresh who is done, also where nothing is redone.
+        self.done = false;
         for (part, reducer) in &change.moved {
             if let Some(part) = self.parts.get_mut(*part) {
                 part.reducer = *reducer;
@@ -406,7 +408,6 @@ impl MemberMachine {
                 part.heard = now;
                 part.waiting.clear();
             }
-            self.done = false;
         }
     }
 

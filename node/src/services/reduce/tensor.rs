@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_space_reads_and_writes_across_its_tensors() {
-        let mut space = Space::new(vec![vec![1_i32, 2].into(), vec![].into(), vec![3_i32, 4, 5].into()]);
+        let mut space = Space::new(vec![vec![1_i32, 2].into(), Vec::<i32>::new().into(), vec![3_i32, 4, 5].into()]);
         let mut scratch = Vec::new();
         assert_eq!(space.bytes(&(0..8), &mut scratch), bytemuck::cast_slice::<i32, u8>(&[1, 2]));
         assert_eq!(space.bytes(&(4..16), &mut scratch), bytemuck::cast_slice::<i32, u8>(&[2, 3, 4]));
