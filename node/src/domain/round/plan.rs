@@ -9,7 +9,7 @@ pub const REDUCER_BYTES: u64 = 40 << 20;
 /// Memory that stays free on a machine that lends the rest.
 pub const SPARE_BYTES: u64 = 500 << 20;
 /// Chunks that a part should have at least, so that one is sent while another is summed and a third comes back.
-const PIPELINE: u64 = 6;
+const PIPELINE: u64 = 3;
 /// Smallest chunk, in groups: below it signatures and round trips cost more than the data.
 const CHUNK_MIN: u32 = 8;
 
