@@ -6,7 +6,7 @@
 mod kit;
 
 use kit::{Mesh, random, within};
-use sundara_node::rounds::{Compress, Lie, Mode, Op, Topology};
+use sundara_node::rounds::{Compress, Group, GroupSpec, JoinError, Lie, Mode, Op, Pass, Reducers, Topology};
 
 /// The sum of the members' tensors, added in f64.
 fn sum(tensors: &[Vec<f32>]) -> Vec<f64> {
@@ -243,6 +243,131 @@ async fn a_reducer_that_dies_is_replaced_and_a_member_that_dies_is_left_out() {
             results.into_iter().map(|r| r.unwrap().tensors.remove(0).into_f32().unwrap()).collect();
         assert!(results.iter().all(|r| *r == results[0]));
         assert!(error(&results[0], &mean(&tensors[1..]), &tensors[1..]) <= 6e-7);
+        mesh.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_rounds_of_several_groups_share_the_reducers() {
+    within(async {
+        let mesh = Mesh::start(3, 2).await;
+        let (one, two) = (mesh.group("one", |_| {}).await, mesh.group("two", |_| {}).await);
+        let round = |groups: &'_ [Group], factor: i32| {
+            let calls: Vec<_> = groups
+                .iter()
+                .cloned()
+                .map(|g| async move {
+                    g.all_reduce(vec![factor * (i32::from(g.rank()) + 1); 20_000], Op::Sum)
+                        .await
+                        .unwrap()
+                        .into_i32()
+                        .unwrap()
+                })
+                .collect();
+            async move {
+                for result in futures::future::join_all(calls).await {
+                    assert_eq!(result, vec![6 * factor; 20_000]);
+                }
+            }
+        };
+        // The calls of each member are made in one order; their rounds run side by side.
+        futures::future::join_all((1..4).flat_map(|factor| [round(&one, factor), round(&two, 10 * factor)])).await;
+        mesh.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_call_harms_neither_its_round_nor_the_next() {
+    within(async {
+        let mesh = Mesh::start(3, 2).await;
+        let groups = mesh.group("dropped", |_| {}).await;
+        let tensor = random(3, 300_000);
+        for round in 0..6 {
+            let calls = groups.iter().enumerate().map(|(i, g)| {
+                let call = g.all_reduce(tensor.clone(), Op::Mean);
+                async move {
+                    if i == round % 3 {
+                        // Begun, and given up at some point of it.
+                        let patience = std::time::Duration::from_millis(round as u64 * 7);
+                        drop(tokio::time::timeout(patience, call).await);
+                        return;
+                    }
+                    let got = call.await.unwrap().into_f32().unwrap();
+                    assert!(got.iter().zip(&random(3, 300_000)).all(|(a, b)| (a - b).abs() < 1e-5));
+                }
+            });
+            futures::future::join_all(calls).await;
+        }
+        mesh.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_latecomer_is_in_the_next_round_and_fetches_the_groups_state() {
+    within(async {
+        let mesh = Mesh::start(3, 1).await;
+        let creator = (mesh.members[0].node_id(), mesh.members[0].hotkey());
+        let mut spec = GroupSpec::new("open", 2);
+        spec.reducers = Reducers::Nodes(vec![mesh.reducers[0].node_id()]);
+        let (host, second, late) = (mesh.members[0].rounds(), mesh.members[1].rounds(), mesh.members[2].rounds());
+        let pass = host.invite("open", std::time::Duration::from_secs(60));
+        let pass = Pass::from_text(&pass.to_text()).unwrap();
+        let (host, second) = tokio::join!(host.create(spec.clone()), second.join(creator, "open", Some(&pass), &spec));
+        let (host, second) = (host.unwrap(), second.unwrap());
+        let state = vec![7_u8; 300_000];
+        let sum = |a: &Group, b: &Group| {
+            let (a, b) = (a.clone(), b.clone());
+            async move { tokio::join!(a.all_reduce(vec![1_i32; 10], Op::Sum), b.all_reduce(vec![1_i32; 10], Op::Sum)) }
+        };
+        let (a, b) = sum(&host, &second).await;
+        assert_eq!((a.unwrap().into_i32().unwrap()[0], b.unwrap().into_i32().unwrap()[0]), (2, 2));
+        tokio::try_join!(host.share_state(state.clone()), second.share_state(state.clone())).unwrap();
+        // What members say of their states travels with the next round.
+        drop(sum(&host, &second).await);
+        let refused = late.join(creator, "open", None, &spec).await;
+        assert!(matches!(refused, Err(JoinError::Refused { .. })), "without a pass");
+        let third = late.join(creator, "open", Some(&pass), &spec).await.unwrap();
+        assert_eq!(third.rank(), 2);
+        assert_eq!(third.fetch_state().await.unwrap().unwrap(), state);
+        let (ab, c) = tokio::join!(sum(&host, &second), third.all_reduce(vec![1_i32; 10], Op::Sum));
+        for result in [ab.0, ab.1, c] {
+            assert_eq!(result.unwrap().into_i32().unwrap(), vec![3; 10]);
+        }
+        mesh.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_rounds_under_churn_are_all_right() {
+    within(async {
+        let liars = |r: usize| if r == 3 { Lie::Flip } else { Lie::None };
+        let mesh = Mesh::start_with(4, 4, |_| Lie::None, liars).await;
+        let groups = mesh.group("churn", |_| {}).await;
+        let mut live: Vec<Group> = groups.clone();
+        for round in 0..50 {
+            let tensors: Vec<Vec<f32>> =
+                live.iter().map(|g| random(round * 10 + u64::from(g.rank()), 20_000)).collect();
+            let calls = live.iter().zip(&tensors).map(|(g, t)| g.all_reduce(t.clone(), Op::Sum));
+            let calls = futures::future::join_all(calls);
+            let results = match round {
+                // A reducer goes in mid-round.
+                15 => tokio::join!(calls, mesh.reducers[0].shutdown()).0,
+                _ => calls.await,
+            };
+            let results: Vec<Vec<f32>> = results.into_iter().map(|r| r.unwrap().into_f32().unwrap()).collect();
+            assert!(results.iter().all(|r| *r == results[0]), "round {round}");
+            let off = error(&results[0], &sum(&tensors), &tensors);
+            assert!(off <= 6e-7, "round {round}: {off}");
+            if round == 30 {
+                // A member leaves between two rounds.
+                mesh.members[3].shutdown().await;
+                live.pop();
+            }
+        }
         mesh.shutdown().await;
     })
     .await;

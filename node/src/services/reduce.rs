@@ -442,7 +442,14 @@ impl RoundsHandle {
         op: RoundOp,
         tensors: Vec<Tensor>,
     ) -> Result<Outcome, RoundFailure> {
-        follow::round(self.ctx.clone(), group.0.clone(), seq, op, tensors).await
+        let (ctx, group) = (self.ctx.clone(), group.0.clone());
+        let (done, result) = tokio::sync::oneshot::channel();
+        // A task of its own: a caller that drops its future gives up the result, and the others go on with its tensor.
+        self.ctx.spawn("round", async move {
+            // A caller that is gone does not want it.
+            drop(done.send(follow::round(ctx, group, seq, op, tensors).await));
+        });
+        result.await.unwrap_or_else(|_| Err(RoundFailure::closed()))
     }
 
     /// The mesh, and the hotkey under which this node makes groups.

@@ -95,7 +95,7 @@ fn responses() -> Vec<(&'static str, response::Kind)> {
         ("attached", Kind::Attached(pb::Attached { executor_cert: Some(raw_signed()) })),
         ("page", Kind::Page(page())),
         ("done", Kind::Done(pb::Done {})),
-        ("joined", Kind::Joined(pb::Joined { roster: Some(raw_signed()) })),
+        ("joined", Kind::Joined(pb::Joined { roster: Some(raw_signed()), next: 0, states: Vec::new() })),
         ("round", Kind::Round(rounds::events().remove(0).1.to_raw())),
         ("transcript", Kind::Transcript(rounds::transcript().to_raw())),
         ("opening", Kind::Opening(round_opening())),

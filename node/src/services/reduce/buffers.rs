@@ -19,7 +19,8 @@ impl Buffers {
             let fits = free.iter().position(|b| b.capacity() >= len && b.capacity() <= len * 2 + 4_096);
             fits.map(|i| free.swap_remove(i))
         };
-        let mut buffer = found.unwrap_or_default();
+        // A fresh one comes zeroed from the system, page by page as it is written.
+        let Some(mut buffer) = found else { return vec![0; len] };
         buffer.resize(len, 0);
         buffer
     }

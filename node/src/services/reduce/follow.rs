@@ -150,13 +150,7 @@ impl Follower {
             Space::new(out),
             reports,
         );
-        // A task of its own: a caller that drops its future leaves the round whole for the others.
-        let (done, result) = tokio::sync::oneshot::channel();
-        self.ctx.spawn("member", async move {
-            // A caller that is gone does not want it.
-            drop(done.send(member.run(&mut orders).await));
-        });
-        Box::pin(async move { result.await.unwrap_or_else(|_| Err(RoundFailure::closed())) })
+        Box::pin(async move { member.run(&mut orders).await })
     }
 
     fn leader(&self) -> Option<(Rank, NodeId)> {

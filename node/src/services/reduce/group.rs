@@ -1,7 +1,7 @@
 //! Groups: who is in, how their rounds run, and what earlier rounds have shown.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +61,10 @@ pub(super) struct Group {
     pace: Mutex<Pace>,
     bandwidth: Mutex<HashMap<NodeId, f64>>,
     distrusted: Mutex<HashSet<NodeId>>,
+    /// Reducers that the last round found; all that are wanted before the first.
+    found: AtomicUsize,
+    /// Members that were away when the last round opened.
+    away: Mutex<BTreeSet<Rank>>,
     /// What members said of their states, the newest of each.
     states: Mutex<HashMap<Hotkey, Signed<StateDigest>>>,
     /// What compression left away, by the lengths of the tensors.
@@ -89,6 +93,8 @@ impl Group {
             pace: Mutex::default(),
             bandwidth: Mutex::default(),
             distrusted: Mutex::default(),
+            found: AtomicUsize::new(usize::MAX),
+            away: Mutex::default(),
             states: Mutex::default(),
             residuals: Mutex::default(),
         }
@@ -164,6 +170,17 @@ impl Group {
         known.insert(node, old + (rate - old) / 3.0);
     }
 
+    /// Whether these members were away when the last round opened: nobody waits for them again until they come.
+    pub(super) fn were_away(&self, ranks: &[Rank]) -> bool {
+        let away = lock(&self.away);
+        ranks.iter().all(|rank| away.contains(rank))
+    }
+
+    /// Who is away as a round opens.
+    pub(super) fn note_away(&self, ranks: Vec<Rank>) {
+        *lock(&self.away) = ranks.into_iter().collect();
+    }
+
     /// A reducer lied: it gets nothing more of this group.
     pub(super) fn distrust(&self, node: &NodeId) {
         lock(&self.distrusted).insert(*node);
@@ -184,11 +201,14 @@ impl Group {
             Reducers::Any(count) => *count,
             Reducers::Nodes(nodes) => nodes.len(),
         };
-        let enough = ctx.directory.wait_for(|_| self.usable(ctx).len() >= wanted);
+        // Those for whom the last round waited in vain are not waited for again.
+        let wait_for = self.found.load(Ordering::Relaxed).min(wanted);
+        let enough = ctx.directory.wait_for(|_| self.usable(ctx).len() >= wait_for);
         // Fewer do as well, and none is said by the planner.
         drop(tokio::time::timeout(self.terms.absent, enough).await);
         let mut found = self.usable(ctx);
         found.truncate(wanted);
+        self.found.store(found.len(), Ordering::Relaxed);
         found
     }
 

@@ -136,12 +136,14 @@ impl Leader {
             let expected: BTreeSet<Rank> = (0..=Rank::MAX).take(roster.members.len()).collect();
             let missing: Vec<Rank> = expected.iter().copied().filter(|r| !self.followers.contains_key(r)).collect();
             if missing.is_empty() {
+                self.group.note_away(missing);
                 return Ok(known);
             }
             // Nobody waits for members that are not even connected, once everyone else is here.
             let here = self.ctx.directory.snapshot();
             let away = |rank: &Rank| roster.member(*rank).is_none_or(|m| !here.peers.contains_key(&m.node));
-            let patience = self.began + self.group.terms.absent;
+            let wait = if self.group.were_away(&missing) { std::time::Duration::ZERO } else { self.group.terms.absent };
+            let patience = self.began + wait;
             let until = if missing.iter().all(away) { patience.min(deadline) } else { deadline };
             tokio::select! {
                 input = inputs.recv() => match input {
@@ -166,6 +168,7 @@ impl Leader {
                         );
                         return Err(RoundFailure::members(reason, missing));
                     }
+                    self.group.note_away(missing);
                     return Ok(known);
                 }
             }
