@@ -46,6 +46,7 @@ use serde::{Deserialize, Serialize};
 use sundara_proto::crypto::{HotkeyPair, Network, Signed};
 use sundara_proto::id::{GroupId, Hotkey, NodeId, RoundId};
 use sundara_proto::round::{Evidence, Rank, RoundOp, RoundProof, StateDigest};
+use sundara_proto::units::ByteCount;
 use tokio::sync::mpsc;
 
 use crate::blobs::{Blobs, TransferHandle};
@@ -70,6 +71,8 @@ pub struct RoundsConfig {
     pub serve: Option<bool>,
     /// Rounds of others served at once.
     pub served_max: usize,
+    /// Memory lent to rounds of others; 0: half of what is free beyond 500 MiB when a round asks.
+    pub memory_max: ByteCount,
     /// Hotkeys whose groups are served; empty: anyone's.
     pub leaders: Vec<Hotkey>,
 }
@@ -77,7 +80,7 @@ pub struct RoundsConfig {
 impl Default for RoundsConfig {
     /// 64 rounds with windows of 40 MiB each stay within what a small machine has.
     fn default() -> Self {
-        Self { serve: None, served_max: 64, leaders: Vec::new() }
+        Self { serve: None, served_max: 64, memory_max: ByteCount(0), leaders: Vec::new() }
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const MEMBER_BYTES: u64 = 48 << 20;
 /// Bytes of memory that a reducer may use for chunks, beyond 4 MiB for each member.
 pub const REDUCER_BYTES: u64 = 40 << 20;
+/// The same, for each member.
+pub const REDUCER_BYTES_A_MEMBER: u64 = 4 << 20;
 /// Memory that stays free on a machine that lends the rest.
 pub const SPARE_BYTES: u64 = 500 << 20;
 /// Chunks that a part should have at least, so that one is sent while another is summed and a third comes back.
@@ -83,7 +85,7 @@ pub fn plan(groups: u64, group_bytes: u64, members: u64, reducers: &[Candidate])
 
 /// Groups of a chunk: a power of two up to 256; three chunks fit a reducer's memory, and a part has several.
 pub fn chunk_groups(part_groups: u64, group_bytes: u64, members: u64) -> u32 {
-    let budget = REDUCER_BYTES + members * (4 << 20);
+    let budget = REDUCER_BYTES + members * REDUCER_BYTES_A_MEMBER;
     let fits = budget / (3 * (members + 1) * group_bytes.max(1));
     let pipelined = (part_groups / PIPELINE).max(u64::from(CHUNK_MIN));
     let most = fits.min(pipelined).clamp(1, 256);

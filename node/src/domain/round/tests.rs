@@ -52,7 +52,7 @@ fn a_reducer_without_memory_gets_nothing_while_others_have_some() {
 fn three_chunks_fit_a_reducers_memory_whatever_the_group() {
     for members in 1..=256 {
         let groups = u64::from(chunk_groups(100_000, GROUP, members));
-        let budget = super::plan::REDUCER_BYTES + members * (4 << 20);
+        let budget = super::plan::REDUCER_BYTES + members * super::plan::REDUCER_BYTES_A_MEMBER;
         assert!(3 * groups * GROUP * (members + 1) <= budget, "{members}");
     }
 }

@@ -79,7 +79,7 @@ impl Reducer {
         let largest =
             round.chunk(0).map_or(1, |c| round.input_len(&c) * round.open.members.len() + round.output_len(&c));
         let members = round.open.members.len() as u64;
-        let budget = plan::REDUCER_BYTES + members * (4 << 20);
+        let budget = plan::REDUCER_BYTES + members * plan::REDUCER_BYTES_A_MEMBER;
         let window = usize::try_from(budget / (largest as u64).max(1)).unwrap_or(1).clamp(1, 64);
         // Half of the members' patience: they are to hear for whom it waits before they lose it.
         let machine = ReducerMachine::new(round.shape.clone(), mine, window, round.stall() / 2);

@@ -17,6 +17,7 @@ use super::leader;
 use super::reducer::Reducer;
 use super::terms::Round;
 use super::{Ctx, RoundsConfig};
+use crate::domain::round::plan;
 use crate::net::{BulkStream, FailureCode, Inbound, PeerIdentity};
 
 /// Messages of rounds that are not known yet.
@@ -159,6 +160,8 @@ struct Rounds {
 }
 
 struct Serving {
+    /// What its chunks may take.
+    memory: u64,
     joining: mpsc::Sender<(Lane, pb::RoundHello)>,
     events: mpsc::Sender<Event>,
 }
@@ -189,6 +192,19 @@ impl Rounds {
         }
     }
 
+    /// Memory for rounds of others, of which `lent` is taken.
+    fn memory_max(&self, lent: u64) -> u64 {
+        if self.config.memory_max.0 > 0 {
+            return self.config.memory_max.0;
+        }
+        // Where that cannot be told, a small machine's worth.
+        let free = sysinfo::System::new().map_or(2 << 30, |mut system| {
+            system.refresh_memory();
+            system.available_memory()
+        });
+        lent + plan::capacity(free)
+    }
+
     /// Begins to serve a round.
     fn admit(&mut self, lane: &Lane, key: RoundKey, hello: &pb::RoundHello) -> Result<(), &'static str> {
         let raw = hello.open.clone().ok_or("a round without its opening")?;
@@ -217,11 +233,17 @@ impl Rounds {
         if self.serving.len() >= self.config.served_max {
             return Err("this node serves as many rounds as it may: rounds.served_max");
         }
+        let members = round.open.members.len() as u64;
+        let memory = plan::REDUCER_BYTES + members * plan::REDUCER_BYTES_A_MEMBER;
+        let lent: u64 = self.serving.values().map(|serving| serving.memory).sum();
+        if !named(me) && lent + memory > self.memory_max(lent) {
+            return Err("this node lends no more memory: rounds.memory_max");
+        }
         let (joining, joining_rx) = mpsc::channel(JOINING_MAX);
         let (events, events_rx) = mpsc::channel(EVENTS_QUEUED_MAX);
         let reducer = Reducer::new(self.ctx.clone(), Arc::new(round), (events.clone(), events_rx));
         self.ctx.spawn("reducer", reducer.run(joining_rx));
-        self.serving.insert(key, Serving { joining, events });
+        self.serving.insert(key, Serving { joining, events, memory });
         Ok(())
     }
 }
