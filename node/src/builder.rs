@@ -210,6 +210,7 @@ impl Parts {
         #[cfg(not(feature = "executor"))]
         let _nothing_to_drain = drain;
         self.rejoin.save().await;
+        self.net.flush().await;
         self.stop().await;
     }
 

@@ -74,6 +74,9 @@ const PEER_EVENTS: usize = 1024;
 /// A dead peer must not cost its caller more than this, dialling and certificates included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Time that answers have to go out before a node stops.
+pub const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
 /// What the ledger says of a hotkey, for scores and slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Standing {
@@ -366,6 +369,13 @@ impl NetHandle {
     /// Ends all connections to a peer, and says why in the log and in its status.
     pub async fn disconnect(&self, node: NodeId, reason: impl Into<String>) {
         drop(self.command(Command::Disconnect { node, reason: reason.into() }).await);
+    }
+
+    /// Waits until the answers of this node's services are handed to the network, for at most [`FLUSH_WITHIN`]: what was
+    /// done last before a shutdown is worth nothing unless its asker hears of it.
+    pub async fn flush(&self) {
+        // Whoever takes no answers for so long gets none.
+        drop(tokio::time::timeout(FLUSH_WITHIN, self.shared.services.unsent().none()).await);
     }
 
     /// Everything known of peers. Empty after shutdown.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
@@ -12,7 +12,7 @@ use futures::{AsyncRead, AsyncWrite};
 use prost::Message as _;
 use sundara_proto::pb;
 use sundara_proto::wire::{self, limit};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::frame::{Framed, LinkError};
 use super::{
@@ -26,7 +26,47 @@ use crate::net::metrics::NetMetrics;
 pub(crate) struct Services {
     channels: RwLock<[Option<mpsc::Sender<Inbound>>; RequestKind::COUNT]>,
     queued: Arc<AtomicUsize>,
+    unsent: Arc<Unsent>,
     metrics: NetMetrics,
+}
+
+/// Answers of all streams that are not handed to the network yet.
+#[derive(Debug, Default)]
+pub(crate) struct Unsent {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+impl Unsent {
+    fn one(self: &Arc<Self>) -> OneUnsent {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        OneUnsent(self.clone())
+    }
+
+    /// Waits until there is none. Cancel safe.
+    pub(crate) async fn none(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.none.notified());
+            // Registered before the look, or a change in between would be missed.
+            changed.as_mut().enable();
+            if self.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct OneUnsent(Arc<Unsent>);
+
+impl Drop for OneUnsent {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
 }
 
 /// What became of a request.
@@ -38,7 +78,12 @@ pub(crate) enum Delivered {
 
 impl Services {
     pub(crate) fn new(metrics: NetMetrics) -> Self {
-        Self { channels: RwLock::default(), queued: Arc::default(), metrics }
+        Self { channels: RwLock::default(), queued: Arc::default(), unsent: Arc::default(), metrics }
+    }
+
+    /// Answers that are on their way out.
+    pub(crate) fn unsent(&self) -> &Arc<Unsent> {
+        &self.unsent
     }
 
     /// Sets the receiver of `kinds`; an earlier one gets no more.
@@ -83,7 +128,7 @@ const NOT_SERVED: &str = "this node does not serve such requests: its roles are 
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // Boxing would cost an allocation a message.
 enum Command {
-    Response { id: u64, response: pb::Response, last: bool },
+    Response { id: u64, response: pb::Response, last: bool, unsent: OneUnsent },
     Failure { id: u64, code: FailureCode, detail: String },
     Wake,
 }
@@ -92,6 +137,7 @@ enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyLink {
     commands: mpsc::Sender<Command>,
+    unsent: Arc<Unsent>,
     /// Requests whose failure found the queue full; at most [`OPEN_MAX`], and the driver looks at every poll, of which
     /// there is at least one more while the queue is full.
     failed: Arc<Mutex<Vec<u64>>>,
@@ -105,7 +151,8 @@ impl ReplyLink {
             self.fail(id, FailureCode::Internal, "the answer exceeds the frame limit".to_owned());
             return Err(Gone);
         }
-        self.commands.send(Command::Response { id, response, last }).await.map_err(|_| Gone)
+        let unsent = self.unsent.one();
+        self.commands.send(Command::Response { id, response, last, unsent }).await.map_err(|_| Gone)
     }
 
     pub(crate) fn fail(&self, id: u64, code: FailureCode, detail: String) {
@@ -130,30 +177,35 @@ pub(crate) struct ServerDriver<S> {
     queue: mpsc::Receiver<Command>,
     calls: HashMap<u64, Arc<Outbox>>,
     queued: Arc<AtomicUsize>,
+    /// Answers in the write buffer.
+    unsent: Vec<OneUnsent>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerDriver<S> {
     /// `queued` counts the bytes of this peer that wait for a service, over all of its streams.
     pub(crate) fn new(stream: S, peer: PeerIdentity, services: Arc<Services>, queued: Arc<AtomicUsize>) -> Self {
         let (commands, queue) = mpsc::channel(COMMANDS);
+        let unsent = services.unsent.clone();
         Self {
             framed: Framed::new(stream, limit::RPC_REQUEST + FRAME_OVERHEAD),
             peer,
             services,
-            link: ReplyLink { commands, failed: Arc::default() },
+            link: ReplyLink { commands, unsent, failed: Arc::default() },
             queue,
             calls: HashMap::new(),
             queued,
+            unsent: Vec::new(),
         }
     }
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Response { id, response, last } => {
+            Command::Response { id, response, last, unsent } => {
                 // A request that was cancelled meanwhile gets nothing more.
                 let open = if last { self.close_call(id) } else { self.calls.contains_key(&id) };
                 if open {
                     self.framed.push(&pb::Frame { id, last, body: Some(pb::frame::Body::Response(response)) });
+                    self.unsent.push(unsent);
                 }
             }
             Command::Failure { id, code, detail } => {
@@ -245,6 +297,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerDriver<S> {
             self.send_late_failures();
             let full = !self.framed.has_room();
             let written = self.framed.poll_write(cx)?.is_ready();
+            if written {
+                self.unsent.clear();
+            }
             // While the peer does not read its answers, its requests wait too: failures would grow the buffer.
             if !self.framed.has_room() {
                 break;
