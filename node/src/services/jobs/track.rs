@@ -89,7 +89,10 @@ impl Tracked {
             }
             match &event {
                 JobEvent::Acknowledged { validator, .. } => {
-                    state.phase = JobPhase::Acknowledged;
+                    // It is durable; it may run already.
+                    if state.phase == JobPhase::Submitting {
+                        state.phase = JobPhase::Acknowledged;
+                    }
                     state.validator = Some(*validator);
                 }
                 JobEvent::Started { .. } => state.phase = JobPhase::Running,

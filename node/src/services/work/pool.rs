@@ -443,6 +443,16 @@ enum Ended {
     Faulted(ExecutorFault),
 }
 
+/// Time for what an executor said before it went to arrive.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Passes the events of one executor on until its last.
 async fn forward(
     mut run: Run,
@@ -450,12 +460,20 @@ async fn forward(
     side: &RunSide,
     progress: &mut Progress,
 ) -> Result<Ended, Unwanted> {
+    let mut last_words = None;
     loop {
         let event = tokio::select! {
             biased;
             () = side.cancel.cancelled() => return Err(Unwanted),
-            () = gone.cancelled() => return Ok(Ended::Faulted(ExecutorFault::passing("the executor is gone"))),
             event = run.next() => event,
+            () = gone.cancelled(), if last_words.is_none() => {
+                // One that drained has said its last just before it went: that may be on its way here still.
+                last_words = Some(Instant::now() + LAST_WORDS);
+                continue;
+            }
+            () = sleep_until(last_words) => {
+                return Ok(Ended::Faulted(ExecutorFault::passing("the executor is gone")));
+            }
         };
         match event {
             None => return Ok(Ended::Faulted(ExecutorFault::passing("the executor stopped without an answer"))),
