@@ -21,6 +21,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("node/src/cli/client.rs", "tokio::spawn"),
     ("node/src/services/dispatch/live.rs", "tokio::spawn"),
     ("node/src/services/dispatch/perform.rs", "tokio::spawn"),
+    ("node/src/services/reduce/leader.rs", "lines"),
+    ("node/src/services/reduce/member.rs", "lines"),
     ("node/src/services/registry/publish.rs", "tokio::spawn"),
 ];
 
