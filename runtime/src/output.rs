@@ -21,6 +21,7 @@ pub const OUTPUT_CHUNK_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub struct OutputSink {
     sender: Option<mpsc::Sender<Bytes>>,
+    held: bool,
 }
 
 /// The receiving side. Dropping it lets the job go on undelivered.
@@ -33,12 +34,25 @@ impl OutputSink {
     /// A connected pair.
     pub fn channel() -> (Self, OutputStream) {
         let (sender, receiver) = mpsc::channel(OUTPUT_CHUNKS_MAX);
-        (Self { sender: Some(sender) }, OutputStream { receiver })
+        (Self { sender: Some(sender), held: false }, OutputStream { receiver })
     }
 
     /// A sink that delivers nothing: only the digest is wanted.
     pub fn discard() -> Self {
-        Self { sender: None }
+        Self { sender: None, held: false }
+    }
+
+    /// A sink that delivers nothing and keeps one chunk: a run that writes more ends as if it had taken too long.
+    pub(crate) fn held() -> Self {
+        Self { sender: None, held: true }
+    }
+
+    /// Delivers what a run wrote into a held sink.
+    pub(crate) async fn deliver(self, written: Bytes) {
+        if let Some(sender) = self.sender.filter(|_| !written.is_empty()) {
+            // A receiver that is gone wants nothing.
+            let _ = sender.send(written).await;
+        }
     }
 }
 
@@ -62,6 +76,7 @@ pub(crate) enum WriteEnd {
 #[derive(Debug)]
 pub(crate) struct OutputWriter {
     sender: Option<mpsc::Sender<Bytes>>,
+    held: bool,
     /// Bytes written while the channel was full; below [`OUTPUT_CHUNK_BYTES_MAX`] between writes.
     pending: Vec<u8>,
     hasher: blake3::Hasher,
@@ -72,7 +87,14 @@ pub(crate) struct OutputWriter {
 impl OutputWriter {
     /// A writer that takes `limit` bytes.
     pub(crate) fn new(sink: OutputSink, limit: u64) -> Self {
-        Self { sender: sink.sender, pending: Vec::new(), hasher: blake3::Hasher::new(), written: 0, limit }
+        Self {
+            sender: sink.sender,
+            held: sink.held,
+            pending: Vec::new(),
+            hasher: blake3::Hasher::new(),
+            written: 0,
+            limit,
+        }
     }
 
     /// Bytes taken so far.
@@ -104,15 +126,27 @@ impl OutputWriter {
 
     /// Delivers what is still waiting; called once, at the end.
     pub(crate) fn finish(&mut self, control: &RunControl) -> Result<(), WriteEnd> {
-        while !self.pending.is_empty() {
+        while !self.held && !self.pending.is_empty() {
             self.flush(control)?;
         }
         self.sender = None;
         Ok(())
     }
 
+    /// What a held sink kept.
+    pub(crate) fn take_held(&mut self) -> Bytes {
+        Bytes::from(std::mem::take(&mut self.pending))
+    }
+
     /// Sends a piece at once where there is room, else gathers it.
     fn offer(&mut self, piece: &[u8], control: &RunControl) -> Result<(), WriteEnd> {
+        if self.held {
+            if self.pending.len() + piece.len() > OUTPUT_CHUNK_BYTES_MAX {
+                return Err(WriteEnd::Stopped(AbortReason::WallClock));
+            }
+            self.pending.extend_from_slice(piece);
+            return Ok(());
+        }
         if self.pending.is_empty() {
             let Some(sender) = &self.sender else {
                 return Ok(());

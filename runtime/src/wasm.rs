@@ -5,16 +5,19 @@
 //!
 //! ```text
 //! run: limits -> program (memory, disk, compile; image) -> memory reserved -> worker -> store -> entry -> outcome
-//!                                    compile pool                             worker pool
+//!                                    compile pool                        |    worker pool
+//!                                                                        `-> brief lane: here, if it is small
 //! ```
 //!
-//! Invariants: guests run on worker threads with a stack of known size, at most `workers` at once; a run starts when
+//! Invariants: guests run on worker threads with a stack of known size, at most `workers` at once, and small ones
+//! one at a time on their callers' threads; a run starts when
 //! its whole memory limit is reserved; stopping costs nothing until it happens (nothing ticks: the engine's epoch
 //! moves when a run is to stop); compiled code is made here and never taken from elsewhere.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use sundara_proto::id::EngineId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,7 @@ use crate::request::EXPORT_NAME_BYTES_MAX;
 use crate::watchdog::Watchdog;
 use crate::{ExecutionRequest, JobKind, JobRuntime, Limits, ModuleSource, OutputSink, Program, RuntimeError, Setup};
 
+mod brief;
 mod cache;
 mod config;
 mod disk;
@@ -43,6 +47,7 @@ mod tests;
 
 pub use config::{WasmConfig, WasmTarget};
 
+use brief::Brief;
 use cache::ProgramCache;
 use config::{COMPILERS, WASMTIME_VERSION, engine_flags};
 use disk::DiskCache;
@@ -60,6 +65,7 @@ pub struct WasmRuntime {
     engine: Engine,
     loader: Arc<Loader>,
     programs: ProgramCache,
+    brief: Brief,
     workers: Pool,
     compilers: Pool,
     watchdog: Arc<Watchdog>,
@@ -92,6 +98,7 @@ impl WasmRuntime {
             }),
             engine,
             programs: ProgramCache::new(settings.programs_max),
+            brief: Brief::new(),
             workers: Pool::new("wasm", settings.workers, settings.queue),
             compilers: Pool::new("wasm-compile", COMPILERS, COMPILE_QUEUE_MAX),
             memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
@@ -189,9 +196,12 @@ impl JobRuntime for WasmRuntime {
         let acquire = async {
             let loaded = self.program(wanted).await?;
             if let Loaded::Refused(outcome, why) = &*loaded {
-                return Ok(Err(run::refused(*outcome, why)));
+                return Ok(Err((run::refused(*outcome, why), Bytes::new())));
             }
             let memory = self.reserve(request.limits.memory_bytes).await?;
+            if let Some(ran) = self.brief.run(&self.engine, &self.watchdog, &loaded, &request) {
+                return Ok(Err(ran));
+            }
             Ok::<_, RuntimeError>(Ok((loaded, memory, self.workers.slot().await?)))
         };
         let acquired = tokio::select! {
@@ -201,7 +211,10 @@ impl JobRuntime for WasmRuntime {
         };
         let (loaded, memory, slot) = match acquired {
             Ok(acquired) => acquired,
-            Err(refused) => return Ok(refused),
+            Err((execution, written)) => {
+                output.deliver(written).await;
+                return Ok(execution);
+            }
         };
         let control = Arc::new(RunControl::default());
         let watchdog = Arc::clone(&self.watchdog);

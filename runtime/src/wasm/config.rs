@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy, WasmFeatures};
 
+use super::brief;
 use super::host::{BYTE_FUEL, CALL_FUEL, HOST_VERSION, PATH_FUEL};
 use super::limits::{
     COMPONENT_INSTANCE_BYTES_MAX, CORE_INSTANCE_BYTES_MAX, INIT_FUEL, INSTANCES_PER_COMPONENT_MAX,
@@ -19,7 +20,7 @@ use crate::RuntimeError;
 pub(crate) const WASMTIME_VERSION: &str = "48.0.8";
 
 /// Native stack that a guest may use; where it ends is the machine's, hence `Indeterminate`.
-const GUEST_STACK_BYTES: usize = 1 << 20;
+pub(crate) const GUEST_STACK_BYTES: usize = 1 << 20;
 /// Callers that may wait for a worker.
 const QUEUE_DEFAULT: usize = 4_096;
 /// Compiled programs kept in memory.
@@ -132,9 +133,9 @@ pub(crate) fn engine(settings: &WasmConfig) -> Result<Engine, RuntimeError> {
     Engine::new(&config).map_err(failed)
 }
 
-/// Slots for every worker and compiler at once, each as large as any program may be.
+/// Slots for every worker, compiler and caller's thread at once, each as large as any program may be.
 fn pool(settings: &WasmConfig) -> PoolingAllocationConfig {
-    let stores = u32::try_from(settings.workers.max(1) + COMPILERS).unwrap_or(u32::MAX);
+    let stores = u32::try_from(settings.workers.max(1) + COMPILERS + brief::AT_ONCE).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(stores)
         .total_core_instances(stores.saturating_mul(INSTANCES_PER_COMPONENT_MAX))

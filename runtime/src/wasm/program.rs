@@ -15,6 +15,7 @@ use wasmparser::Validator;
 use wasmtime::component::{Component, ComponentExportIndex};
 use wasmtime::{Engine, ExternType, InstancePre, Module};
 
+use super::brief::History;
 use super::config::features;
 use super::disk::DiskCache;
 use super::host::{Host, p1, p2};
@@ -38,6 +39,13 @@ pub(crate) struct Ready {
     pub(crate) code: Code,
     /// The init export still has to be called in each run: the program cannot be made into an image.
     pub(crate) cold_init: Option<String>,
+    pub(crate) history: History,
+}
+
+impl Ready {
+    fn new(code: Code, cold_init: Option<String>) -> Self {
+        Self { code, cold_init, history: History::default() }
+    }
 }
 
 /// Either kind of wasm, linked against its host.
@@ -115,20 +123,20 @@ impl Loader {
 
     fn try_load(&self, wanted: &Wanted) -> Result<Ready, Stop> {
         if let Some(module) = self.disk.as_ref().and_then(|disk| disk.module(&self.engine, &wanted.name)) {
-            return Ok(Ready { code: self.link_core(&module)?, cold_init: None });
+            return Ok(Ready::new(self.link_core(&module)?, None));
         }
         if let Some(component) = self.component_on_disk(wanted) {
-            return Ok(Ready { code: self.link_component(&component)?, cold_init: None });
+            return Ok(Ready::new(self.link_component(&component)?, None));
         }
         let bytes = read_program(&wanted.source)?;
         validate(&bytes)?;
         let Some(init) = &wanted.setup.init else {
-            return Ok(Ready { code: self.compile(&wanted.name, &bytes)?, cold_init: None });
+            return Ok(Ready::new(self.compile(&wanted.name, &bytes)?, None));
         };
         match image::make(self, wanted, init, &bytes)? {
-            Image::Snapshot(image) => Ok(Ready { code: self.compile(&wanted.name, &image)?, cold_init: None }),
+            Image::Snapshot(image) => Ok(Ready::new(self.compile(&wanted.name, &image)?, None)),
             // Compiled under the digest of the module itself, which is what runs.
-            Image::Impossible(code) => Ok(Ready { code, cold_init: Some(init.clone()) }),
+            Image::Impossible(code) => Ok(Ready::new(code, Some(init.clone()))),
         }
     }
 
