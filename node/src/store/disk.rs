@@ -12,8 +12,8 @@
 //! - `apply_batch` takes a lock over all databases of the process, under which other databases' flushes wait.
 //! - Asserts stand where a damaged file should give an error.
 //!
-//! So a batch goes to the journal first, one `fdatasync` for all that are in flight, then into sled, and is then
-//! acknowledged. sled is flushed and truly synced at checkpoints only; the journal since the last one is replayed
+//! So a batch goes to the journal first, one `fdatasync` for all that are in flight, becomes visible, and is then
+//! acknowledged. It goes into sled when it is no longer [young](young), which most records do not live to be. sled is flushed and truly synced at checkpoints only; the journal since the last one is replayed
 //! when the store opens. Replaying is idempotent, so it does not matter how much of it sled had already kept.
 //!
 //! # Why nothing is lost silently
@@ -44,6 +44,7 @@ mod mark;
 mod queue;
 mod tally;
 mod writer;
+mod young;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -40,6 +40,17 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|file| file.sync_all()).map_err(io_error("sync", dir))
 }
 
+/// Allots `bytes` from `from` on to a file and makes it that long; whether it did.
+pub(super) fn lengthen(file: &File, from: u64, bytes: u64) -> bool {
+    #[cfg(target_os = "linux")]
+    return rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), from, bytes).is_ok();
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, from, bytes);
+        false
+    }
+}
+
 /// Bytes that this user may still write on the file system of `path`.
 #[cfg(unix)]
 pub(super) fn free_bytes(path: &Path) -> Result<u64, StoreError> {

@@ -132,7 +132,7 @@ fn rebuild(dir: &Path, number: u64, loaded: Loaded, config: &StoreConfig) -> Res
         "rebuilding the store: it takes far more room than its records"
     );
     let next = build(dir, number + 1, loaded.seq, config, |index| {
-        loaded.index.read(|old| old.for_each(false, |full_key, value| put(index, full_key, value)))?;
+        loaded.index.read(|all| all.old().for_each(false, |full_key, value| put(index, full_key, value)))?;
         index.tally()
     })?;
     drop(loaded);

@@ -4,6 +4,8 @@
 //! under keys of their own: sled would put a page above 128 KiB into a file that it never syncs, and would write
 //! sixteen large neighbours anew for every change of one.
 //!
+//! What was written last is not here yet: see [`super::young`].
+//!
 //! A writer holds the lock for one batch, a reader for one read: no reader sees half a batch. No disk is waited for
 //! under it, except by a read of a page that is not in the cache.
 
@@ -21,7 +23,8 @@ use super::files::sync_dir;
 use super::io_error;
 use super::journal::RawOp;
 use super::tally::{Entry, Tally};
-use crate::store::{KeyRange, Page, StoreError, memory};
+use super::young::Records;
+use crate::store::{KeyRange, StoreError};
 
 /// Largest value that is kept in one piece: 17 of them, the most in a page, stay below sled's 128 KiB.
 const INLINE_BYTES: usize = 4_096;
@@ -43,30 +46,49 @@ pub(super) struct Index {
     path: PathBuf,
 }
 
-/// The index, as readers and the writer share it; `None` once the store is closed.
+/// Writes that become old under the lock at once, so that readers go on at a checkpoint.
+const AGED_AT_ONCE: usize = 64;
+
+/// All records, as readers and the writer share them; `None` once the store is closed.
 #[derive(Debug)]
-pub(super) struct SharedIndex(RwLock<Option<Index>>);
+pub(super) struct SharedIndex(RwLock<Option<Records>>);
 
 impl SharedIndex {
     pub(super) fn new(index: Index) -> Self {
-        Self(RwLock::new(Some(index)))
+        Self(RwLock::new(Some(Records::new(index))))
     }
 
     /// Reads under the lock. A panic within was caught below and has left nothing half done.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Index) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Records) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let index = self.0.read().unwrap_or_else(PoisonError::into_inner);
         read(index.as_ref().ok_or(StoreError::Closed)?)
     }
 
     /// Applies one batch; readers see all of it or nothing.
     pub(super) fn apply<'a>(&self, ops: impl IntoIterator<Item = RawOp<'a>>) -> Result<(), StoreError> {
-        let index = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let index = index.as_ref().ok_or(StoreError::Closed)?;
-        ops.into_iter().try_for_each(|op| index.apply(op))
+        let mut records = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let records = records.as_mut().ok_or(StoreError::Closed)?;
+        ops.into_iter().try_for_each(|op| records.apply(op))
     }
 
-    /// Takes the index out, so that it is closed when the caller drops it.
-    pub(super) fn take(&self) -> Option<Index> {
+    /// Makes everything applied so far survive a power cut without the journal.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        let mut more = true;
+        while more {
+            let mut records = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            let records = records.as_mut().ok_or(StoreError::Closed)?;
+            for _ in 0..AGED_AT_ONCE {
+                more = records.age()?;
+                if !more {
+                    break;
+                }
+            }
+        }
+        self.read(|records| records.old().sync())
+    }
+
+    /// Takes the records out, so that they are closed when the caller drops them.
+    pub(super) fn take(&self) -> Option<Records> {
         self.0.write().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -99,77 +121,57 @@ impl Index {
         Ok(Self { db, path })
     }
 
-    pub(super) fn get(&self, keyspace: u8, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let full_key = full_key(keyspace, key);
-        match guard(&self.path, || self.db.get(&full_key))? {
-            Some(stored) => self.value(&full_key, &stored).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    pub(super) fn scan(&self, keyspace: u8, range: &KeyRange, limit: usize) -> Result<Page, StoreError> {
-        if range.is_empty() {
-            return Ok(Page::default());
-        }
-        let (start, end) = range.bounds();
-        let start = match start {
-            Bound::Unbounded => Bound::Included(vec![keyspace]),
-            bound => bound.map(|key| full_key(keyspace, key)),
-        };
-        let end = match end {
-            Bound::Unbounded => Bound::Excluded(vec![keyspace + 1]),
-            bound => bound.map(|key| full_key(keyspace, key)),
-        };
-        let mut records = self.db.range::<Vec<u8>, _>((start, end));
-        let reversed = range.is_reversed();
-        let records =
-            std::iter::from_fn(|| {
-                let record = guard(&self.path, || {
-                    if reversed { records.next_back().transpose() } else { records.next().transpose() }
-                });
-                record
-                    .and_then(|record| match record {
-                        Some((key, stored)) => {
-                            Ok(Some((Bytes::copy_from_slice(&key[1..]), self.value(&key, &stored)?)))
-                        }
-                        None => Ok(None),
-                    })
-                    .transpose()
-            });
-        memory::page(records, range, limit)
-    }
-
-    /// The tally's entry of what is held under a full key.
-    pub(super) fn entry(&self, full_key: &[u8]) -> Result<Option<Entry>, StoreError> {
+    pub(super) fn get(&self, full_key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match guard(&self.path, || self.db.get(full_key))? {
-            Some(stored) => Ok(Some(Entry::of(full_key, &self.value(full_key, &stored)?))),
+            Some(stored) => self.value(full_key, &stored).map(Some),
             None => Ok(None),
         }
     }
 
-    /// Carries out one write. What it replaces goes first, so that a crash in between, and a replay, leave no chunk
-    /// behind.
+    pub(super) fn has(&self, full_key: &[u8]) -> Result<bool, StoreError> {
+        guard(&self.path, || self.db.contains_key(full_key))
+    }
+
+    /// Full keys within bounds, with what is stored under them.
+    pub(super) fn range(
+        &self,
+        bounds: (Bound<Vec<u8>>, Bound<Vec<u8>>),
+        reversed: bool,
+    ) -> impl Iterator<Item = Result<(IVec, IVec), StoreError>> {
+        let mut records = self.db.range::<Vec<u8>, _>(bounds);
+        std::iter::from_fn(move || {
+            let next = || if reversed { records.next_back().transpose() } else { records.next().transpose() };
+            guard(&self.path, next).transpose()
+        })
+    }
+
+    /// Carries out one write.
     pub(super) fn apply(&self, op: RawOp<'_>) -> Result<(), StoreError> {
-        let full_key = full_key(op.keyspace, op.key);
+        self.put(&full_key(op.keyspace, op.key), op.value)
+    }
+
+    /// Puts a value under a full key, or deletes it. What it replaces goes first, so that a crash in between, and a
+    /// replay, leave no chunk behind.
+    pub(super) fn put(&self, full_key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
         guard(&self.path, || {
-            if let Some(old) = self.db.get(&full_key)? {
+            if let Some(old) = self.db.get(full_key)? {
                 for chunk in 0..chunks_of(&old) {
-                    self.db.remove(chunk_key(&full_key, chunk))?;
+                    self.db.remove(chunk_key(full_key, chunk))?;
                 }
             }
-            let Some(value) = op.value else { return self.db.remove(&full_key).map(drop) };
+            let Some(value) = value else { return self.db.remove(full_key).map(drop) };
             let mut stored = Vec::with_capacity(1 + value.len().min(INLINE_BYTES));
             if value.len() <= INLINE_BYTES {
                 stored.push(WHOLE);
                 stored.extend_from_slice(value);
             } else {
                 for (chunk, part) in value.chunks(INLINE_BYTES).enumerate() {
-                    self.db.insert(chunk_key(&full_key, chunk as u32), part)?;
+                    self.db.insert(chunk_key(full_key, chunk as u32), part)?;
                 }
                 stored.push(CHUNKED);
                 stored.extend_from_slice(&(value.len() as u32).to_le_bytes());
             }
-            self.db.insert(&full_key, stored).map(drop)
+            self.db.insert(full_key, stored).map(drop)
         })
     }
 
@@ -211,7 +213,7 @@ impl Index {
         sync_dir(&self.path)
     }
 
-    fn value(&self, full_key: &[u8], stored: &IVec) -> Result<Bytes, StoreError> {
+    pub(super) fn value(&self, full_key: &[u8], stored: &IVec) -> Result<Bytes, StoreError> {
         if let Some((&WHOLE, value)) = stored.split_first() {
             return Ok(Bytes::copy_from_slice(value));
         }
@@ -224,6 +226,20 @@ impl Index {
         }
         if value.len() == len { Ok(value.into()) } else { Err(damaged()) }
     }
+}
+
+/// A range of a keyspace as full keys.
+pub(super) fn ranged(keyspace: u8, range: &KeyRange) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    let (start, end) = range.bounds();
+    let start = match start {
+        Bound::Unbounded => Bound::Included(vec![keyspace]),
+        bound => bound.map(|key| full_key(keyspace, key)),
+    };
+    let end = match end {
+        Bound::Unbounded => Bound::Excluded(vec![keyspace + 1]),
+        bound => bound.map(|key| full_key(keyspace, key)),
+    };
+    (start, end)
 }
 
 /// The keyspace's number and the key.

@@ -1,7 +1,7 @@
 //! The writer: one thread that commits groups of batches, makes checkpoints, and is the only one to change anything.
 //!
 //! ```text
-//! gather -> journal, one fdatasync -> sled -> mark -> acknowledge -> checkpoint, when the journal is full
+//! gather -> journal, one fdatasync -> young -> mark -> acknowledge -> sled at a checkpoint, when the journal is full
 //! ```
 
 use std::collections::HashMap;
@@ -221,7 +221,7 @@ impl Writer {
     fn checkpoint(&mut self) -> Result<(), StoreError> {
         self.mark.sync()?;
         if !self.journal.is_empty() {
-            self.index.read(super::index::Index::sync)?;
+            self.index.sync()?;
             self.journal = Journal::create(&self.generation, self.seq, self.tally)?;
         }
         Journal::delete_others(&self.generation, self.journal.path())?;
