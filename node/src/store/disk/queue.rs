@@ -1,7 +1,7 @@
 //! The bounded queue between the store's handles and its writer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,11 @@ const GROUP_BATCHES: usize = 1_024;
 
 /// A group is closed once it has this many bytes.
 const GROUP_BYTES: usize = MAX_BATCH_BYTES;
+
+/// A group of at least so many that wait says that more are coming, and the next one is kept open for a while: the disk is
+/// asked less often, which is worth more than the moment to those who are many, and costs one alone nothing.
+const LINGER_FROM: usize = 4;
+const LINGER: Duration = Duration::from_millis(2);
 
 /// Once the queue was empty for this long, nobody waits for the disk, and the mark is synced.
 const IDLE: Duration = Duration::from_millis(20);
@@ -61,6 +66,8 @@ pub(super) struct Inbox {
     receiver: Receiver<Message>,
     shared: Arc<Shared>,
     closing: Option<Reply>,
+    /// How many waited for the last group.
+    waited: usize,
 }
 
 /// What the writer is to do next.
@@ -81,7 +88,7 @@ pub(super) struct ClosingReply(Reply);
 pub(super) fn channel() -> (Queue, Inbox) {
     let (sender, receiver) = sync_channel(QUEUE_BATCHES);
     let shared = Arc::<Shared>::default();
-    (Queue { sender, shared: Arc::clone(&shared) }, Inbox { receiver, shared, closing: None })
+    (Queue { sender, shared: Arc::clone(&shared) }, Inbox { receiver, shared, closing: None, waited: 0 })
 }
 
 impl Queue {
@@ -140,8 +147,8 @@ impl Queue {
 }
 
 impl Inbox {
-    /// Waits for work and gathers what may share a flush: everything queued once one of it is urgent, and before
-    /// that whatever comes within `relaxed_delay`.
+    /// Waits for work and gathers what may share a flush: everything queued once one of it is urgent (and what comes
+    /// within [`LINGER`] while many wait), and before that whatever comes within `relaxed_delay`.
     pub(super) fn gather(&mut self, group: &mut Vec<Request>, owes_sync: bool, relaxed_delay: Duration) -> Next {
         if self.closing.is_some() {
             return Next::Close(self.closing.take().map(ClosingReply));
@@ -157,17 +164,17 @@ impl Inbox {
         let Some(first) = first else { return Next::Close(None) };
         let mut bytes = 0;
         let mut urgent = self.take(first, group, &mut bytes);
-        let deadline = Instant::now() + relaxed_delay;
+        let begun = Instant::now();
+        let linger = if self.waited >= LINGER_FROM { LINGER } else { Duration::ZERO };
         while group.len() < GROUP_BATCHES && bytes < GROUP_BYTES && self.closing.is_none() {
-            let message = if urgent {
-                self.receiver.try_recv().map_err(|err| err == TryRecvError::Disconnected)
-            } else {
-                let left = deadline.saturating_duration_since(Instant::now());
-                self.receiver.recv_timeout(left).map_err(|err| err == RecvTimeoutError::Disconnected)
-            };
-            let Ok(message) = message else { break };
+            let patience = if urgent { linger } else { relaxed_delay };
+            let left = patience.saturating_sub(begun.elapsed());
+            let message =
+                if left.is_zero() { self.receiver.try_recv().ok() } else { self.receiver.recv_timeout(left).ok() };
+            let Some(message) = message else { break };
             urgent |= self.take(message, group, &mut bytes);
         }
+        self.waited = group.iter().filter(|request| request.urgent).count();
         Next::Group
     }
 
