@@ -19,6 +19,9 @@ const INLINE_HELD_MAX: usize = 64 << 20;
 /// Watchers of one job: the requester, again after a reconnect.
 const WATCHERS_MAX: usize = 4;
 
+/// Events of one job kept until it is acknowledged: more than a disk's delay brings, and what is beyond is provisional.
+const UNSAID_MAX: usize = 64;
+
 /// One of them.
 pub(crate) struct LiveJob {
     pub(crate) spec: Arc<Signed<JobSpec>>,
@@ -29,6 +32,9 @@ pub(crate) struct LiveJob {
     /// Written with the first record of the job.
     pub(crate) input_kept: bool,
     watchers: Vec<Watcher>,
+    /// What came before the job was durable: it may be said once the requester knows that the job is taken. `None` from
+    /// then on.
+    unsaid: Option<Vec<pb::job_event::Kind>>,
     /// Its requester's, since it came to this run.
     place: Option<Place>,
     /// Result bytes that came with an attestation, by digest.
@@ -77,6 +83,20 @@ impl LiveJob {
         let cut = CancellationToken::new();
         self.offers.push((part, cut.clone()));
         cut
+    }
+
+    /// Tells of the job's progress, in order and not before it is acknowledged.
+    pub(crate) fn progress(&mut self, event: pb::job_event::Kind) {
+        if matches!(event, pb::job_event::Kind::Acknowledged(_)) {
+            self.tell(&event);
+            self.unsaid.take().unwrap_or_default().iter().for_each(|event| self.tell(event));
+            return;
+        }
+        match &mut self.unsaid {
+            None => self.tell(&event),
+            Some(unsaid) if unsaid.len() < UNSAID_MAX => unsaid.push(event),
+            Some(_) => {}
+        }
     }
 
     pub(crate) fn tell(&self, event: &pb::job_event::Kind) {
@@ -137,6 +157,7 @@ impl LiveJobs {
                 inline_input: inline,
                 input_kept: false,
                 watchers: Vec::new(),
+                unsaid: Some(Vec::new()),
                 place: None,
                 outputs: Vec::new(),
                 audit: None,
@@ -164,6 +185,7 @@ impl LiveJobs {
                 has_inline_input,
                 input_kept: true,
                 watchers: Vec::new(),
+                unsaid: None,
                 place: None,
                 outputs: Vec::new(),
                 audit: None,

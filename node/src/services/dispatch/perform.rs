@@ -247,9 +247,9 @@ impl Dispatch {
         }
     }
 
-    fn tell(&self, job: &JobId, event: pb::job_event::Kind) {
-        if let Some(live) = self.live.get(job) {
-            live.tell(&event);
+    fn tell(&mut self, job: &JobId, event: pb::job_event::Kind) {
+        if let Some(live) = self.live.get_mut(job) {
+            live.progress(event);
         }
     }
 
