@@ -23,7 +23,8 @@ fn kib(field: &str) -> u64 {
 fn write_model(dir: &Path, bytes: u64) {
     std::fs::write(dir.join("empty.wasm"), wat::parse_str("(module (func (export \"_start\")))").unwrap()).unwrap();
     std::fs::File::create(dir.join("weights.bin")).unwrap().set_len(bytes).unwrap();
-    let manifest = "name = \"large\"\nversion = 1\nprogram = \"empty.wasm\"\nartifacts = [\"weights.bin\"]\nlicense = \"MIT\"\n";
+    let manifest =
+        "name = \"large\"\nversion = 1\nprogram = \"empty.wasm\"\nartifacts = [\"weights.bin\"]\nlicense = \"MIT\"\n";
     std::fs::write(dir.join("model.toml"), manifest).unwrap();
 }
 
