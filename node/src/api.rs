@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use sundara_proto::crypto::Network;
 use sundara_proto::id::{Hotkey, NodeId};
+use sundara_proto::units::ByteCount;
 
 use crate::builder::{NodeBuilder, Parts};
 use crate::net::PeerStatus;
@@ -44,6 +45,15 @@ pub use status::{AttachState, DispatchStatus, ExecutorStatus};
 #[derive(Clone)]
 pub struct Node {
     pub(crate) parts: Arc<Parts>,
+}
+
+/// Bytes over TCP, with all that encryption and framing add. QUIC's are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Handed to the system.
+    pub sent: ByteCount,
+    /// Got from it.
+    pub received: ByteCount,
 }
 
 impl Node {
@@ -92,6 +102,12 @@ impl Node {
     /// Map-reduce: groups and their rounds.
     pub fn rounds(&self) -> rounds::Rounds {
         rounds::Rounds { handle: self.parts.rounds.clone(), key: self.parts.key.clone() }
+    }
+
+    /// Bytes that it sent and received so far.
+    pub fn traffic(&self) -> Traffic {
+        let metrics = self.parts.net.metrics();
+        Traffic { sent: ByteCount(metrics.tcp_bytes_out.get()), received: ByteCount(metrics.tcp_bytes_in.get()) }
     }
 
     /// Everything known of other nodes.

@@ -41,7 +41,8 @@ pub mod testnet;
 
 pub use api::rounds;
 pub use api::{
-    JobEvent, JobFailure, JobHandle, JobOrder, JobPhase, JobResult, Jobs, Models, Node, StartError, Status, SubmitError,
+    JobEvent, JobFailure, JobHandle, JobOrder, JobPhase, JobResult, Jobs, Models, Node, StartError, Status,
+    SubmitError, Traffic,
 };
 pub use builder::NodeBuilder;
 pub use presets::Role;

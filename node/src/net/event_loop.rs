@@ -167,14 +167,14 @@ impl NetHandle {
         let local = PeerIdentity { node, hotkey: identity.certificate.hotkey(), roles: identity.certificate.roles };
 
         let (gates, keep) = (Gates::default(), Arc::new(AtomicBool::new(true)));
-        let (transport, relay_client) = transport::build(config.transport, &keypair)?;
+        let metrics = NetMetrics::default();
+        let (transport, relay_client) = transport::build(config.transport, &keypair, &metrics)?;
         let behaviour = behaviour::build(&config, &network, &keypair, &gates, keep.clone(), relay_client)?;
         let swarm_config = swarm::Config::with_tokio_executor()
             .with_idle_connection_timeout(IDLE_TIMEOUT)
             .with_max_negotiating_inbound_streams(NEGOTIATING);
         let swarm = Swarm::new(transport, behaviour, keypair.public().to_peer_id(), swarm_config);
 
-        let metrics = NetMetrics::default();
         let (commands, queue) = mpsc::channel(COMMANDS);
         let shared = Arc::new(Shared {
             local,

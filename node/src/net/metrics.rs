@@ -30,6 +30,10 @@ metrics! {
     peers_certified: Gauge = "Connected peers with a valid certificate";
     /// Peers in the table.
     peers_known: Gauge = "Peers known, connected or not";
+    /// Bytes sent over TCP, with what noise and yamux add.
+    tcp_bytes_out: Counter = "Bytes sent over TCP, relayed connections included";
+    /// Bytes received over TCP, with what noise and yamux add.
+    tcp_bytes_in: Counter = "Bytes received over TCP, relayed connections included";
     /// Connections established since the start.
     connections_opened: Counter = "Connections established";
     /// Inbound connections that failed or were refused before they were established.

@@ -1,4 +1,4 @@
-//! Reads sockets in large pieces under noise, whose own reads take 8 KiB.
+//! Reads sockets in large pieces under noise, whose own reads take 8 KiB, and counts what passes.
 //!
 //! Owns one buffer a connection. It grows while reads fill it and shrinks when they no longer do, so that hundreds of
 //! connections that only gossip hold a few KiB each. Writing passes through.
@@ -10,6 +10,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures::{AsyncRead, AsyncWrite};
+
+use super::metrics::NetMetrics;
 
 /// Size to begin with, and to return to: what noise asks for at once.
 const LEAST: usize = 8 << 10;
@@ -27,11 +29,12 @@ pub(super) struct ReadAhead<C> {
     from: usize,
     to: usize,
     small: u32,
+    metrics: NetMetrics,
 }
 
 impl<C> ReadAhead<C> {
-    pub(super) fn new(socket: C) -> Self {
-        Self { socket, buffer: Vec::new(), from: 0, to: 0, small: 0 }
+    pub(super) fn new(socket: C, metrics: NetMetrics) -> Self {
+        Self { socket, buffer: Vec::new(), from: 0, to: 0, small: 0, metrics }
     }
 
     /// Fits the buffer, which is empty, to what the last read brought.
@@ -65,6 +68,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for ReadAhead<C> {
             this.fit();
             (this.from, this.to) = (0, 0);
             this.to = ready!(Pin::new(&mut this.socket).poll_read(cx, &mut this.buffer))?;
+            this.metrics.tcp_bytes_in.inc_by(this.to as u64);
         }
         let n = out.len().min(this.to - this.from);
         out[..n].copy_from_slice(&this.buffer[this.from..this.from + n]);
@@ -75,7 +79,9 @@ impl<C: AsyncRead + Unpin> AsyncRead for ReadAhead<C> {
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for ReadAhead<C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        let n = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes))?;
+        self.metrics.tcp_bytes_out.inc_by(n as u64);
+        Poll::Ready(Ok(n))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -98,7 +104,7 @@ mod tests {
     #[test]
     fn everything_arrives_in_order_and_the_buffer_grows_to_its_bound() {
         let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
-        let mut socket = ReadAhead::new(Cursor::new(content.clone()));
+        let mut socket = ReadAhead::new(Cursor::new(content.clone()), NetMetrics::default());
         let mut read = vec![0; content.len()];
         for part in read.chunks_mut(LEAST) {
             block_on(socket.read_exact(part)).unwrap();
@@ -106,6 +112,7 @@ mod tests {
         assert!(read == content);
         assert_eq!(socket.buffer.len(), MOST);
         assert_eq!(block_on(socket.read(&mut [0; 10])).unwrap(), 0, "the end");
+        assert_eq!(socket.metrics.tcp_bytes_in.get(), content.len() as u64);
     }
 
     /// Gives ten bytes a read.
@@ -121,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_only_drips_gives_its_buffer_back() {
-        let mut socket = ReadAhead { socket: Drip, buffer: vec![0; MOST], from: 0, to: 0, small: 0 };
+        let mut socket = ReadAhead { buffer: vec![0; MOST], ..ReadAhead::new(Drip, NetMetrics::default()) };
         for _ in 0..SMALL_READS * 6 {
             block_on(socket.read(&mut [0; 10])).unwrap();
         }

@@ -10,6 +10,7 @@ use libp2p::identity::Keypair;
 use libp2p::{PeerId, dns, noise, quic, relay, tcp};
 
 use super::config::{NetError, TransportKind};
+use super::metrics::NetMetrics;
 use super::muxer::Yamux;
 use super::read_ahead::ReadAhead;
 
@@ -22,13 +23,15 @@ type Connections = Boxed<(PeerId, StreamMuxerBox)>;
 pub(super) fn build(
     kind: TransportKind,
     keypair: &Keypair,
+    metrics: &NetMetrics,
 ) -> Result<(Connections, Option<relay::client::Behaviour>), NetError> {
     let noise =
         noise::Config::new(keypair).map_err(|error| NetError::Setup { part: "noise", reason: error.to_string() })?;
+    let metrics = metrics.clone();
     match kind {
         TransportKind::Memory => {
             let transport = MemoryTransport::default()
-                .map(|socket, _| ReadAhead::new(socket))
+                .map(move |socket, _| ReadAhead::new(socket, metrics.clone()))
                 .upgrade(Version::V1Lazy)
                 .authenticate(noise)
                 .multiplex(Yamux)
@@ -49,7 +52,7 @@ pub(super) fn build(
             };
             let streams = relayed
                 .or_transport(direct)
-                .map(|socket, _| ReadAhead::new(socket))
+                .map(move |socket, _| ReadAhead::new(socket, metrics.clone()))
                 .upgrade(Version::V1Lazy)
                 .authenticate(noise)
                 .multiplex(Yamux)
