@@ -15,6 +15,7 @@ mod keys;
 mod models;
 mod node;
 mod out;
+mod reduce;
 mod signals;
 mod sse;
 mod status;
@@ -66,6 +67,7 @@ fn dispatch(cli: Cli) -> CliResult {
         Command::Key(command) => keys::run(command, &log),
         Command::Config(command) => config::run(command, &log),
         Command::Attestation(command) => attestation::run(command),
+        Command::Reduce(command) => reduce::run(command, &log),
         remote => {
             quiet(&log)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -13,6 +13,8 @@ mod crash;
 mod kit;
 #[path = "processes/namespaces.rs"]
 mod namespaces;
+#[path = "processes/reduce.rs"]
+mod reduce;
 #[path = "processes/shutdown.rs"]
 mod shutdown;
 #[path = "processes/testnet.rs"]

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
 use super::exit;
+use super::reduce::ReduceCommand;
 use crate::config::{Config, ConfigError, LogFormat, Resolved, Sources};
 use crate::presets::Role;
 
@@ -132,6 +133,9 @@ pub enum Command {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Map-reduce of tensors.
+    #[command(subcommand)]
+    Reduce(ReduceCommand),
     /// Proofs of results.
     #[command(subcommand)]
     Attestation(AttestationCommand),

@@ -78,6 +78,18 @@ pub(super) fn bytes_bar(message: String, len: u64) -> ProgressBar {
     ProgressBar::new(len).with_message(message).with_style(style)
 }
 
+/// Progress through `len` steps, where standard error is a terminal.
+pub(super) fn count_bar(message: String, len: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len} {elapsed}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(len).with_message(message).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
 /// Columns of equal width, with a heading; empty without rows.
 pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
