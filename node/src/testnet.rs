@@ -24,6 +24,7 @@ mod listening;
 mod private;
 mod processes;
 mod report;
+mod rounds;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -35,12 +36,14 @@ use rand_chacha::ChaCha20Rng;
 use sundara_proto::crypto::{HotkeyPair, Network};
 use sundara_proto::id::Hotkey;
 
+use crate::api::rounds::Lie;
 use crate::api::{Misbehaviour, Node, StartError};
 use crate::config::Config;
 use crate::presets::Role;
 
 pub use processes::ChildNode;
 pub use report::{JobCounts, Latency, MinerReport, Report, Tally};
+pub use rounds::ReduceReport;
 pub use workload::{Workload, WorkloadError, digit_images};
 
 /// Name of the mesh that a testnet is.
@@ -216,7 +219,8 @@ impl TestnetBuilder {
         self.executors_per_miner = n;
         self
     }
-    /// How many of the miners lie: wrong result, copy, withhold, collude, in rotation.
+    /// How many of the miners lie: wrong result, copy, withhold, collude, in rotation. As reducers of rounds they change a
+    /// sum, leave a member out of it, count one twice, or subtract it.
     pub fn byzantine(mut self, n: usize) -> Self {
         self.byzantine = n;
         self
@@ -268,8 +272,8 @@ impl TestnetBuilder {
         let mut miners = Vec::new();
         for i in 0..self.miners {
             let honest = self.miners - self.byzantine;
-            let lie = (i >= honest).then(|| Misbehaviour::ROTATION[(i - honest) % Misbehaviour::ROTATION.len()]);
-            miners.push(plan.member(Role::Miner, i, &bootstrap, lie).await?);
+            let lies = i.checked_sub(honest).map(Lies::rotated);
+            miners.push(plan.member(Role::Miner, i, &bootstrap, lies).await?);
         }
         let client = plan.client(&bootstrap).await?;
         let testnet = Testnet {
@@ -316,6 +320,20 @@ impl Testnet {
         tokio::time::timeout(ASSEMBLE_WITHIN, ready).await.map_err(|_| {
             StartError::Config(format!("the nodes did not find one another within {} s", ASSEMBLE_WITHIN.as_secs()))
         })
+    }
+}
+
+/// How a byzantine miner lies, in jobs and in rounds.
+struct Lies {
+    jobs: Misbehaviour,
+    rounds: Lie,
+}
+
+impl Lies {
+    /// Those of the `i`th liar.
+    fn rotated(i: usize) -> Self {
+        let jobs = Misbehaviour::ROTATION[i % Misbehaviour::ROTATION.len()];
+        Self { jobs, rounds: rounds::LIES[i % rounds::LIES.len()] }
     }
 }
 
@@ -372,7 +390,7 @@ impl Plan {
         role: Role,
         i: usize,
         bootstrap: &[String],
-        misbehaviour: Option<Misbehaviour>,
+        lies: Option<Lies>,
     ) -> Result<Member, StartError> {
         let (name, seed) = match role {
             Role::Validator => ("validator", &self.validator_seeds[i]),
@@ -382,7 +400,7 @@ impl Plan {
         let dir = self.data_dir.join(format!("{name}-{i}"));
         let hotkey = key.hotkey();
         // A liar runs in this process: no file or flag of the binary can make a node lie.
-        let running = match (&self.binary, misbehaviour) {
+        let running = match (&self.binary, &lies) {
             (Some(binary), None) => {
                 let spec = processes::ChildSpec {
                     binary,
@@ -408,10 +426,14 @@ impl Plan {
                         self.configure(config);
                     })
                     .loopback();
-                Running::Here(builder.misbehave(misbehaviour).start().await?)
+                let builder = match &lies {
+                    Some(lies) => builder.misbehave(Some(lies.jobs)).lie(lies.rounds),
+                    None => builder,
+                };
+                Running::Here(builder.start().await?)
             }
         };
-        Ok(Member { hotkey, misbehaviour, running })
+        Ok(Member { hotkey, misbehaviour: lies.map(|lies| lies.jobs), running })
     }
 
     async fn address_of(&self, member: &Member) -> Result<Vec<String>, StartError> {

@@ -153,7 +153,7 @@ pub struct TestnetArgs {
     /// Executors of each miner.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub executors_per_miner: u16,
-    /// How many of the miners lie: wrong result, copy, withhold, collude, in rotation.
+    /// How many of the miners lie: wrong result, copy, withhold, collude, in rotation; in rounds each falsifies sums.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub byzantine: u16,
     /// Miners that run each job.
@@ -162,10 +162,14 @@ pub struct TestnetArgs {
     /// Jobs to run; without it they keep coming until it is stopped.
     #[arg(long, value_name = "N")]
     pub jobs: Option<u64>,
+    /// Beside the jobs, so many verified all-reduce rounds between four light nodes through the miners.
+    #[arg(long, value_name = "ROUNDS")]
+    pub reduce: Option<u64>,
     /// Each node as a process of its own.
     #[arg(long)]
     pub processes: bool,
-    /// End when the jobs are done; exit code 0 only if every one got a correct verified result.
+    /// End when jobs and rounds are done; exit code 0 only if every job got a correct verified result, and every round the
+    /// right sum.
     #[arg(long)]
     pub exit: bool,
     /// Print JSON; with --exit one object at the end.

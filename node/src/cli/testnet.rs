@@ -17,11 +17,11 @@ use super::args::{LogArgs, TestnetArgs};
 use super::exit::{CliError, CliResult, Exit};
 use super::out::{self, Out};
 use super::signals::Signals;
-use crate::api::JobFailure;
+use crate::api::{JobFailure, StartError};
 use crate::config::{HttpConfig, LogConfig, NetworkFile};
 use crate::http::{self, Server};
 use crate::telemetry;
-use crate::testnet::{Report, Tally, Testnet, Workload};
+use crate::testnet::{ReduceReport, Report, Tally, Testnet, Workload};
 use view::View;
 
 /// Jobs of `--exit` without `--jobs`.
@@ -55,8 +55,8 @@ pub(super) fn run(args: TestnetArgs, log: &LogArgs) -> CliResult {
     if usize::from(args.replicas) > usize::from(args.miners) || args.replicas == 0 {
         return usage("--replicas: a job runs on 1 to --miners miners");
     }
-    if args.jobs == Some(0) {
-        return usage("--jobs: at least one");
+    if args.jobs == Some(0) || args.reduce == Some(0) {
+        return usage("--jobs, --reduce: at least one");
     }
     let temporary = if args.data_dir.is_none() { Some(tempfile::tempdir()?) } else { None };
     let dir = match (&args.data_dir, &temporary) {
@@ -133,10 +133,19 @@ async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path, stop: Cancellatio
     let started = Instant::now();
     let tally = Arc::new(Mutex::new(Tally::default()));
     let view = View::new(&testnet, args.json);
-    let work = Work { testnet: &testnet, workload, tally: tally.clone(), replicas: args.replicas, stop: stop.clone() };
-    let wall = work.run(wanted, in_flight(args), view, started).await;
-    let report = report(&testnet, &tally, wall).await;
-    if wanted.is_some() || args.exit {
+    let reduce = Mutex::new(args.reduce.map(|_| ReduceReport::default()));
+    let work = Work {
+        testnet: &testnet,
+        workload,
+        tally: tally.clone(),
+        replicas: args.replicas,
+        reduce: &reduce,
+        stop: stop.clone(),
+    };
+    let wall = work.run(wanted, args.reduce, in_flight(args), view, started).await?;
+    let mut report = report(&testnet, &tally, wall).await;
+    report.reduce = lock(&reduce).take();
+    if wanted.is_some() || args.reduce.is_some() || args.exit {
         out.show(&report, view::report)?;
     }
     if !args.exit && !stop.is_cancelled() {
@@ -149,6 +158,7 @@ async fn mesh(args: &TestnetArgs, dir: &Path, log_file: &Path, stop: Cancellatio
     testnet.shutdown().await;
     Ok(match args.exit {
         true if wanted.is_some_and(|wanted| report.jobs.submitted < wanted) => Exit::Interrupted,
+        true if report.reduce.as_ref().map(|reduce| reduce.rounds) < args.reduce => Exit::Interrupted,
         true if !report.is_clean() => Exit::Job,
         _ => Exit::Ok,
     })
@@ -182,34 +192,62 @@ struct Work<'a> {
     workload: Arc<Workload>,
     tally: Arc<Mutex<Tally>>,
     replicas: u8,
+    /// Rounds so far, where some are wanted.
+    reduce: &'a Mutex<Option<ReduceReport>>,
     stop: CancellationToken,
 }
 
 impl Work<'_> {
-    /// Runs `wanted` jobs, or jobs without end until it is stopped; returns the time from first to last.
-    async fn run(&self, wanted: Option<u64>, in_flight: usize, mut view: View, started: Instant) -> Duration {
+    /// Runs `wanted` jobs, or jobs without end until it is stopped, and beside them rounds; returns the time from the first
+    /// job to the last.
+    async fn run(
+        &self,
+        wanted: Option<u64>,
+        rounds: Option<u64>,
+        in_flight: usize,
+        mut view: View,
+        started: Instant,
+    ) -> Result<Duration, StartError> {
         let mut running = JoinSet::new();
+        let mut reducing = std::pin::pin!(self.rounds(rounds));
+        let mut reduced = rounds.is_none();
+        let mut last = started.elapsed();
         let mut next = 0_u64;
         let mut draw = tokio::time::interval(DRAW_EVERY);
         let mut pace = tokio::time::interval(PACE);
         loop {
             let more = wanted.is_none_or(|wanted| next < wanted) && !self.stop.is_cancelled();
-            if !more && running.is_empty() {
+            if !more && running.is_empty() && (reduced || self.stop.is_cancelled()) {
                 break;
             }
             let room = more && running.len() < in_flight;
             tokio::select! {
-                _ = draw.tick() => view.draw(&lock(&self.tally), started.elapsed()),
-                () = self.stop.cancelled(), if more => {}
-                Some(_) = running.join_next() => {}
+                _ = draw.tick() => self.show(&mut view, started),
+                () = self.stop.cancelled(), if !self.stop.is_cancelled() => {}
+                Some(_) = running.join_next() => last = started.elapsed(),
+                ended = reducing.as_mut(), if !reduced => {
+                    ended?;
+                    reduced = true;
+                }
                 () = ready_for(wanted, &mut pace), if room => {
                     running.spawn(self.job(next));
                     next += 1;
                 }
             }
         }
-        view.finish(&lock(&self.tally), started.elapsed());
-        started.elapsed()
+        self.show(&mut view, started);
+        Ok(last)
+    }
+
+    fn show(&self, view: &mut View, started: Instant) {
+        view.draw(&lock(&self.tally), lock(self.reduce).as_ref(), started.elapsed());
+    }
+
+    /// All rounds that are wanted, one after another.
+    async fn rounds(&self, wanted: Option<u64>) -> Result<(), StartError> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let seen = |report: &ReduceReport| *lock(self.reduce) = Some(report.clone());
+        self.testnet.reduce(wanted, seen).await.map(drop)
     }
 
     /// One job, from order to tally.
@@ -244,8 +282,8 @@ async fn ready_for(wanted: Option<u64>, pace: &mut tokio::time::Interval) {
     }
 }
 
-fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn report(testnet: &Testnet, tally: &Mutex<Tally>, wall: Duration) -> Report {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sundara_proto::id::Hotkey;
 use sundara_proto::verdict::{Standing, Verdict};
 
-use super::Testnet;
+use super::{ReduceReport, Testnet};
 use crate::api::jobs::{JobFailure, JobResult};
 
 /// Counts of jobs.
@@ -60,12 +60,16 @@ pub struct Report {
     pub miners: Vec<MinerReport>,
     /// From the first submission to the last verdict.
     pub wall_s: f64,
+    /// Rounds of map-reduce, where some were wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduce: Option<ReduceReport>,
 }
 
 impl Report {
-    /// Whether every job got a correct verified result.
+    /// Whether every job got a correct verified result, and every round the right sum.
     pub fn is_clean(&self) -> bool {
-        self.jobs.verified == self.jobs.submitted && self.jobs.submitted > 0
+        let rounds = self.reduce.as_ref().is_none_or(|reduce| reduce.correct);
+        rounds && self.jobs.verified == self.jobs.submitted && self.jobs.submitted > 0
     }
 }
 
@@ -150,6 +154,7 @@ impl Tally {
             jobs_per_second: if wall_s > 0.0 { self.counts.verified as f64 / wall_s } else { 0.0 },
             miners: miners.collect(),
             wall_s,
+            reduce: None,
         }
     }
 }

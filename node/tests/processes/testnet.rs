@@ -108,6 +108,18 @@ async fn the_commands_that_a_testnet_prints_work() {
     assert_eq!(processes_of(&dir), Vec::<String>::new());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_of_a_testnet_are_right_though_a_reducer_lies() {
+    let _turn = turn().await;
+    let flags = ["testnet", "--miners", "4", "--byzantine", "1", "--jobs", "4", "--reduce", "3", "--exit", "--json"];
+    let report = run(&flags).await.json();
+    let liars: Vec<_> = report["miners"].as_array().unwrap().iter().filter(|m| m["byzantine"] == true).collect();
+    let reduce = &report["reduce"];
+    assert_eq!((&reduce["rounds"], &reduce["correct"]), (&3.into(), &true.into()), "{report}");
+    assert_eq!(reduce["blamed"], serde_json::json!([liars[0]["hotkey"]]), "{report}");
+    assert!(reduce["wall_s"].as_f64() > Some(0.0), "{report}");
+}
+
 /// The builder that other projects use in their tests.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_builder_kills_and_restarts_its_processes() {

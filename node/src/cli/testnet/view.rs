@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossterm::cursor::MoveToPreviousLine;
 use crossterm::terminal::{Clear, ClearType};
 
-use crate::testnet::{Report, Tally, Testnet};
+use crate::testnet::{ReduceReport, Report, Tally, Testnet};
 
 /// Draws over itself on standard error, where that is a terminal.
 pub(super) struct View {
@@ -27,9 +27,10 @@ impl View {
     }
 
     /// Draws the state; what cannot be drawn is left out.
-    pub(super) fn draw(&mut self, tally: &Tally, elapsed: Duration) {
+    pub(super) fn draw(&mut self, tally: &Tally, reduce: Option<&ReduceReport>, elapsed: Duration) {
         let Some(drawn) = self.drawn else { return };
-        let lines = lines(&self.nodes, tally, elapsed);
+        let mut lines = lines(&self.nodes, tally, elapsed);
+        lines.extend(reduce.map(|reduce| format!("rounds    {}", rounds(reduce))));
         let mut err = io::stderr().lock();
         let back = match drawn {
             0 => Ok(()),
@@ -37,11 +38,6 @@ impl View {
         };
         let shown = back.and_then(|()| writeln!(err, "{}", lines.join("\n"))).and_then(|()| err.flush());
         self.drawn = shown.ok().and_then(|()| u16::try_from(lines.len()).ok());
-    }
-
-    /// Draws the last state and leaves it there.
-    pub(super) fn finish(mut self, tally: &Tally, elapsed: Duration) {
-        self.draw(tally, elapsed);
     }
 }
 
@@ -64,6 +60,11 @@ fn lines(nodes: &str, tally: &Tally, elapsed: Duration) -> Vec<String> {
     ]
 }
 
+fn rounds(r: &ReduceReport) -> String {
+    let right = if r.correct || r.rounds == 0 { "" } else { ", NOT ALL RIGHT" };
+    format!("{} all-reduces in {:.2} s{right}, {} reducer(s) blamed", r.rounds, r.wall_s, r.blamed.len())
+}
+
 /// A report for people.
 pub(super) fn report(r: &Report) -> String {
     let mut lines = vec![
@@ -76,6 +77,7 @@ pub(super) fn report(r: &Report) -> String {
             r.jobs_per_second, r.latency_ms.p50, r.latency_ms.p99
         ),
     ];
+    lines.extend(r.reduce.as_ref().map(rounds));
     for miner in &r.miners {
         let honest = match (miner.byzantine, miner.caught) {
             (false, false) => "honest",
